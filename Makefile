@@ -1,0 +1,27 @@
+# The six words. PYTHON chooses the interpreter: `make test PYTHON=.venv/bin/python`.
+
+PYTHON ?= python3
+
+.PHONY: format check test test-all bench docs
+
+format:  ## what machines write: layout, import order, README's catalogue
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) docs/readme_catalogue.py
+
+check:  ## what machines read
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m pyright --pythonpath "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
+
+test:  ## the tests that a pull request must pass
+	$(PYTHON) -m pytest
+
+test-all:  ## the slow ones as well
+	$(PYTHON) -m pytest -m ""
+
+bench:  ## the main race with its default budget; results in runs/race
+	$(PYTHON) -m optlab.lab.cli race --out runs/race
+
+docs:  ## the site, every warning an error; result in site/
+	$(PYTHON) -m mkdocs build --strict

@@ -24,12 +24,18 @@ LADDER: dict[str, tuple[str, ...]] = {
     "catalog": _LIBRARY,
     "inspection": ("catalog", "sharding", *_RUNG_0),
     "testing": ("catalog", "sharding", *_RUNG_0),
-    "lab": (*_LIBRARY, "catalog", "inspection", "testing", "lab"),
+    "lab": (*_LIBRARY, "catalog", "inspection", "testing"),
     "__init__": (*_LIBRARY, "catalog", "inspection", "testing"),
 }
 
 # Files of one room that the others in it may import.
-SHARED_FILES = {"kernels": ("_polar_coefficients",), "schedules": ("_shapes", "shapes")}
+SHARED_FILES = {
+    "kernels": ("_polar_coefficients",),
+    "schedules": ("shapes", "_phases"),
+}
+
+# Rooms that are one instrument in several files, which may import each other.
+ONE_INSTRUMENT = ("testing", "lab")
 
 # Public modules inside a room; every other file there is private.
 PUBLIC_FILES = {"schedules": ("shapes",)}
@@ -143,13 +149,14 @@ def _bad_own_import(source: Source, parts: list[str]) -> str | None:
     target = parts[1]
     if room == "__init__" and target.startswith("__"):
         return None
-    if target != room or room == "lab":
+    if target != room:
         if target not in LADDER.get(room, ()):
             return f"room '{room}' may not import room '{target}'"
-        if target != room and any(part.startswith("_") for part in parts[2:]):
+        if any(part.startswith("_") for part in parts[2:]):
             return "another room is used by its public names"
         return None
-    if file == "__init__" or set(parts[2:]) & set(SHARED_FILES.get(room, ())):
+    shared = set(parts[2:]) & set(SHARED_FILES.get(room, ()))
+    if file == "__init__" or room in ONE_INSTRUMENT or shared:
         return None
     return "files of one room do not import each other; what they share moves down"
 
@@ -188,19 +195,12 @@ def _names(source: Source) -> Iterator[str]:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             if source.room == "schedules" and node.name.lower().endswith("schedule"):
                 yield f"{node.lineno}: {node.name}: the room says that it is a schedule"
-    is_room = source.path.stem == "__init__" and len(source.path.parts) > 2
-    if is_room and source.room != "lab" and "__all__" not in _assigned(source.tree):
-        yield "1: a room lists its public names in __all__"
-
-
-def _assigned(tree: ast.Module) -> set[str]:
-    targets = [
-        target
-        for node in tree.body
-        if isinstance(node, ast.Assign | ast.AnnAssign)
-        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-    ]
-    return {target.id for target in targets if isinstance(target, ast.Name)}
+    is_room = source.path.stem == "__init__" and source.room not in ("__init__", "lab")
+    for node in source.tree.body if is_room else ():
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if alias.asname != alias.name:
+                    yield f"{node.lineno}: {alias.name}: a room re-exports x as x"
 
 
 def _states(source: Source) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import re
 import types
 from collections.abc import Iterator
 
@@ -14,21 +15,24 @@ def modules(private: bool = False) -> list[types.ModuleType]:
     return list(_below(optlab, private))
 
 
-def names(module: types.ModuleType) -> dict[str, object]:
-    """Returns what a module offers: `__all__`, or what it defines itself."""
-    if hasattr(module, "__all__"):
-        offered = {name: getattr(module, name) for name in module.__all__}
-    else:
-        offered = {
-            name: thing
-            for name, thing in vars(module).items()
-            if not name.startswith("_")
-            and getattr(thing, "__module__", None) == module.__name__
-        }
+def reachable(module: types.ModuleType) -> dict[str, object]:
+    """Returns what of optlab's own can be reached as a public name of a module."""
     return {
         name: thing
-        for name, thing in offered.items()
-        if not isinstance(thing, types.ModuleType)
+        for name, thing in vars(module).items()
+        if not name.startswith("_")
+        and not isinstance(thing, types.ModuleType)
+        and str(getattr(thing, "__module__", "")).startswith("optlab")
+    }
+
+
+def names(module: types.ModuleType) -> dict[str, object]:
+    """Returns what a module offers: what it or a private module of it defines."""
+    own = re.compile(re.escape(module.__name__) + r"(\._\w+)*")
+    return {
+        name: thing
+        for name, thing in reachable(module).items()
+        if own.fullmatch(str(thing.__module__))
     }
 
 

@@ -1,0 +1,23 @@
+"""optlab: optimizers and learning-rate schedules for JAX, as pure Optax chains.
+
+kernels      array -> array
+schedules    step -> value
+optimizers   hyperparameters -> GradientTransformation
+sharding     (kernel, mesh) -> the same kernel on the mesh
+inspection   state -> report
+trees        paths, matrix views and stacks of parameter trees
+links        small chain links that optimizers share
+catalog      one row for each algorithm
+testing      the conformance suite
+"""
+
+from optlab import catalog as catalog
+from optlab import inspection as inspection
+from optlab import kernels as kernels
+from optlab import links as links
+from optlab import optimizers as optimizers
+from optlab import schedules as schedules
+from optlab import sharding as sharding
+from optlab import trees as trees
+
+__version__ = "0.1.0"

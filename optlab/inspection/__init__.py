@@ -1,0 +1,3 @@
+"""(Transformation, params, state) -> report."""
+
+from optlab.inspection._hyperparams import hyperparams as hyperparams

@@ -1,0 +1,145 @@
+"""Small chain links that optimizers of every family share: rate and precision."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class ScaleByLearningRateState(NamedTuple):
+    """State of `scale_by_learning_rate`.
+
+    Attributes:
+      count: Updates applied so far, shape (), int32.
+      learning_rate: Rate of the latest update (before the first: of the first), shape
+        (), float32 (float64 when 64-bit types are on).
+    """
+
+    count: jax.Array
+    learning_rate: jax.Array
+
+
+def scale_by_learning_rate(
+    learning_rate: float | jax.Array | optax.Schedule,
+) -> optax.GradientTransformationExtraArgs:
+    """Multiplies updates by minus the learning rate and keeps the rate in the state.
+
+    Optax's link of this name has an empty state for a constant and a counter for a
+    schedule, so a run cannot swap one for the other when it resumes, and the rate in
+    force can be read from neither. Here both have one layout: step and rate.
+
+        u_t = -eta(t) u_t,   t = updates applied before this one
+
+    Args:
+      learning_rate: Rate eta, a number, a scalar array (it may be traced), or a
+        schedule from the step to the rate.
+
+    Returns:
+      A transformation whose state is a `ScaleByLearningRateState`. The rate stays in
+      float32 or wider whatever the dtype of the updates; updates keep their dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optlab import links
+      >>> tx = links.scale_by_learning_rate(lambda count: 0.5 / (1 + count))
+      >>> state = tx.init(jnp.ones(2))
+      >>> updates, state = tx.update(jnp.ones(2), state)
+      >>> updates, state = tx.update(jnp.ones(2), state)
+      >>> print(updates, state.count, state.learning_rate)
+      [-0.25 -0.25] 2 0.25
+
+    Source:
+      Optax's `scale_by_learning_rate`, with the state described above.
+    """
+
+    def rate(count: jax.Array) -> jax.Array:
+        value = learning_rate(count) if callable(learning_rate) else learning_rate
+        # The default float, never the parameters' dtype. A copy, because the caller's
+        # array must not be donated together with the state.
+        return jnp.array(value, dtype=float)
+
+    def init(params: optax.Params) -> ScaleByLearningRateState:
+        del params
+        count = jnp.zeros((), jnp.int32)
+        return ScaleByLearningRateState(count, rate(count))
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ScaleByLearningRateState]:
+        del params, extra_args
+        eta = rate(state.count)
+        updates = jax.tree.map(lambda u: (-eta * u).astype(u.dtype), updates)
+        return updates, ScaleByLearningRateState(
+            jnp.asarray(optax.safe_increment(state.count)), eta
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def widen(tree: Any) -> Any:
+    """Casts the half-precision leaves of a tree to float32 and leaves the others.
+
+    Args:
+      tree: Tree of arrays or of `jax.ShapeDtypeStruct`.
+
+    Returns:
+      The tree; bfloat16 and float16 leaves have become float32.
+    """
+
+    def wide(x: Any) -> Any:
+        if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype.itemsize >= 4:
+            return x
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return x.update(dtype=jnp.dtype(jnp.float32))
+        return x.astype(jnp.float32)
+
+    return jax.tree.map(wide, tree)
+
+
+def in_float32(
+    inner: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Runs a transformation in float32 when updates or parameters are narrower.
+
+    Optax's second moments have the dtype of the parameters. In bfloat16 an average
+    with decay 0.999 cannot move: 0.999 is not even representable there. Behind this
+    link the inner state is at least float32, and each update leaves with the dtype it
+    came with. float32 and float64 trees pass through unchanged.
+
+    Args:
+      inner: The transformation to run.
+
+    Returns:
+      A transformation with the inner one's state.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from optlab import links
+      >>> tx = links.in_float32(optax.scale_by_adam())
+      >>> g = jnp.ones(2, jnp.bfloat16)
+      >>> updates, state = tx.update(g, tx.init(g))
+      >>> print(updates.dtype, state.nu.dtype)
+      bfloat16 float32
+
+    Source:
+      Written for this library.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: optax.Params) -> Any:
+        return inner.init(widen(params))
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        wide, state = inner.update(widen(updates), state, widen(params), **extra_args)
+        return jax.tree.map(lambda w, u: w.astype(u.dtype), wide, updates), state
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,12 @@
+"""Hyperparameters -> GradientTransformation.
+
+`scale_by_x` has no learning rate and no sign; `x(learning_rate, ...)` has both.
+"""
+
+from optlab.optimizers._adamw import adamw as adamw
+from optlab.optimizers._lion import lion as lion
+from optlab.optimizers._muon import ScaleByMuonState as ScaleByMuonState
+from optlab.optimizers._muon import muon as muon
+from optlab.optimizers._muon import scale_by_muon as scale_by_muon
+from optlab.optimizers._nadamw import nadamw as nadamw
+from optlab.optimizers._sgd import sgd as sgd

@@ -1,0 +1,307 @@
+"""Muon: momentum whose matrices are replaced by their polar factor."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optlab import kernels, links, trees
+
+MOMENTUM_FORMS = ("average", "sum", "bias_corrected")
+
+Kernel = Callable[[jax.Array], jax.Array]
+Scale = str | Callable[[tuple[int, int]], float]
+
+# Factor on the polar factor of a (fan_in, fan_out) matrix.
+SCALES: dict[str, Callable[[tuple[int, int]], float]] = {
+    "jordan": lambda mn: max(1.0, mn[1] / mn[0]) ** 0.5,
+    "spectral": lambda mn: (mn[1] / mn[0]) ** 0.5,
+    "moonlight": lambda mn: 0.2 * max(mn) ** 0.5,
+    "none": lambda mn: 1.0,
+}
+
+
+class ScaleByMuonState(NamedTuple):
+    """State of `scale_by_muon`.
+
+    Attributes:
+      count: Updates applied so far, shape (), int32.
+      momentum: Shaped like the parameters; float32 or wider, or `accumulator_dtype`.
+    """
+
+    count: jax.Array
+    momentum: Any
+
+
+def _mixed(momentum, b1, nesterov, count) -> tuple[Callable, Callable]:
+    """Returns (m, g) -> next m and (next m, g) -> the direction to orthogonalise."""
+    weight = 1.0 if momentum == "sum" else 1 - b1
+
+    def accumulate(m, g):
+        return b1 * m + weight * g
+
+    def direction(m, g):
+        if momentum == "bias_corrected":
+            t = count + 1
+            if not nesterov:
+                return m / (1 - b1**t)
+            return b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
+        return b1 * m + weight * g if nesterov else m
+
+    return accumulate, direction
+
+
+def scale_by_muon(
+    *,
+    b1: float | jax.Array = 0.95,
+    nesterov: bool = True,
+    momentum: str = "average",
+    scale: Scale = "jordan",
+    orthogonalize: Kernel = kernels.newton_schulz,
+    views: Any = trees.matrix_views,
+    accumulator_dtype: jax.typing.DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Accumulates momentum and orthogonalises it, matrix by matrix.
+
+    Every leaf must be a matrix under `views`; route the others elsewhere, as `muon`
+    does. Leaves of equal matrix shape are stacked and go through the kernel together.
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t
+        u_t = scale(m, n) polar(b1 m_t + (1 - b1) g_t)
+
+    Args:
+      b1: Decay of the momentum, in [0, 1).
+      nesterov: Mix the gradient in once more before orthogonalising, as above;
+        otherwise the polar factor of m_t is taken.
+      momentum: 'average' as above (K. Jordan's code, PyTorch); 'sum', with weight 1
+        on gradients (Moonlight, Levanter), which a scale-free kernel turns into the
+        same update; 'bias_corrected', b1 m_t / (1 - b1^(t+1)) + (1 - b1) g_t /
+        (1 - b1^t) with t from 1 (Optax).
+      scale: Factor by matrix shape, see `muon`, or a function of (fan_in, fan_out).
+      orthogonalize: Kernel, (..., m, n) -> (..., m, n).
+      views: Tree of `trees.MatrixView`, or a function from the tree to it.
+      accumulator_dtype: Dtype of the momentum; None means float32, or float64 for
+        float64 parameters.
+
+    Returns:
+      A transformation; its updates have the dtype of those that come in, no learning
+      rate and no sign. A zero momentum gives a zero update.
+
+    Raises:
+      ValueError: If momentum or scale is unknown, if a leaf is no matrix, or if a
+        matrix is sharded on a mesh with Explicit axes and the kernel is not wrapped.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optlab import optimizers
+      >>> tx = optimizers.scale_by_muon()
+      >>> g = {"kernel": jnp.diag(jnp.array([3.0, 4.0]))}
+      >>> updates, _ = tx.update(g, tx.init(g))
+      >>> [f"{entry:.4f}" for entry in jnp.diag(updates["kernel"])]
+      ['0.7229', '1.1192']
+
+    Source:
+      See `muon`.
+    """
+    if momentum not in MOMENTUM_FORMS:
+        raise ValueError(
+            f"scale_by_muon: momentum must be one of {MOMENTUM_FORMS}, got {momentum!r}"
+        )
+    if not callable(scale) and scale not in SCALES:
+        raise ValueError(
+            f"scale_by_muon: scale must be a function or one of {sorted(SCALES)}, got"
+            f" {scale!r}"
+        )
+    factor = scale if callable(scale) else SCALES[scale]
+
+    def init(params: optax.Params) -> ScaleByMuonState:
+        _matrix_views(views, params)
+        zeros = optax.tree.zeros_like(links.widen(params), dtype=accumulator_dtype)
+        return ScaleByMuonState(jnp.zeros((), jnp.int32), zeros)
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ScaleByMuonState]:
+        del params, extra_args
+        accumulate, direction = _mixed(momentum, b1, nesterov, state.count)
+        wide = links.widen(updates)
+        sums = jax.tree.map(accumulate, state.momentum, wide)
+        stored = jax.tree.map(lambda s, m: s.astype(m.dtype), sums, state.momentum)
+        leaves, treedef = jax.tree.flatten(jax.tree.map(direction, sums, wide))
+        polar = _orthogonalized(
+            leaves, _matrix_views(views, updates), orthogonalize, factor
+        )
+        out = jax.tree.map(
+            lambda o, u: o.astype(u.dtype), treedef.unflatten(polar), updates
+        )
+        return out, ScaleByMuonState(
+            jnp.asarray(optax.safe_increment(state.count)), stored
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _matrix_views(views: Any, tree: Any) -> list[tuple[str, trees.MatrixView]]:
+    """Returns path and view of each leaf, or raises if one is no matrix."""
+    views = views(tree) if callable(views) else views
+    paths = {
+        trees.path_string(path): view
+        for path, view in jax.tree_util.tree_leaves_with_path(
+            views, is_leaf=lambda x: x is None or isinstance(x, trees.MatrixView)
+        )
+    }
+    found = []
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        path = trees.path_string(key_path)
+        view = paths.get(path)
+        if view is None:
+            raise ValueError(
+                f"scale_by_muon: leaf {path!r} has shape {jnp.shape(leaf)} and is no"
+                " matrix under the given views. Give muon a transformation for such"
+                " leaves, muon(rate, rest=optlab.optimizers.adamw(3e-4)), or name its"
+                " axes with trees.matrix_views(params, rules=[...])."
+            )
+        found.append((path, view))
+    return found
+
+
+def _orthogonalized(
+    leaves: list[jax.Array],
+    views: list[tuple[str, trees.MatrixView]],
+    orthogonalize: Kernel,
+    factor: Callable[[tuple[int, int]], float],
+) -> list[jax.Array]:
+    """Runs the kernel once for each matrix shape among the leaves."""
+    pieces, owners = [], []
+    for index, (x, (path, view)) in enumerate(zip(leaves, views, strict=True)):
+        for matrices in trees.to_matrices(x, view):
+            _refuse_sharded(path, matrices, orthogonalize)
+            pieces.append(matrices)
+            owners.append(index)
+    stacks, unstack = trees.stack_by_shape(pieces)
+    scaled = [
+        orthogonalize(stack) * factor((stack.shape[-2], stack.shape[-1]))
+        if stack.size
+        else stack
+        for stack in stacks
+    ]
+    polar: list[list[jax.Array]] = [[] for _ in leaves]
+    for owner, piece in zip(owners, unstack(scaled), strict=True):
+        polar[owner].append(piece)
+    return [
+        trees.from_matrices(parts, view, x.shape)
+        for parts, (_, view), x in zip(polar, views, leaves, strict=True)
+    ]
+
+
+def _refuse_sharded(path: str, matrices: jax.Array, orthogonalize: Kernel) -> None:
+    """A product of a matrix sharded on Explicit axes with itself is ambiguous."""
+    spec = jax.typeof(matrices).sharding.spec
+    if any(spec[-2:]) and not getattr(orthogonalize, "reshards", False):
+        raise ValueError(
+            f"scale_by_muon: leaf {path!r} is sharded as {spec} inside its matrices, on"
+            " a mesh with Explicit axes. Wrap the kernel:"
+            " orthogonalize=sharding.over_axis(kernels.newton_schulz, mesh, axes)."
+        )
+
+
+def muon(
+    learning_rate: float | jax.Array | optax.Schedule,
+    *,
+    rest: optax.GradientTransformation | None = None,
+    b1: float | jax.Array = 0.95,
+    nesterov: bool = True,
+    momentum: str = "average",
+    weight_decay: float | jax.Array = 0.0,
+    mask: Any = None,
+    scale: Scale = "jordan",
+    orthogonalize: Kernel = kernels.newton_schulz,
+    views: Any = trees.matrix_views,
+    accumulator_dtype: jax.typing.DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Muon for the matrices of a model and another optimizer for the rest.
+
+    The matrices of hidden layers move along the polar factor of their momentum: every
+    singular direction by the same amount. Embeddings, output heads, norms, biases and
+    scalars go to `rest`. `trees.routing_table(params)` shows which leaf goes where.
+
+        m_t = b1 m_{t-1} + (1 - b1) g_t
+        o_t = scale(m, n) polar(b1 m_t + (1 - b1) g_t)
+        w_t = w_{t-1} - eta_t (o_t + weight_decay w_{t-1})
+
+    `scale` is one of these factors, m = fan-in and n = fan-out of the matrix:
+
+        ==========  ====================  ==========================================
+        jordan      sqrt(max(1, n / m))   K. Jordan's code; rates near 0.02
+        spectral    sqrt(n / m)           unit change of the output's RMS norm
+        moonlight   0.2 sqrt(max(m, n))   update RMS 0.2: AdamW's rates carry over
+        none        1                     the polar factor itself
+        ==========  ====================  ==========================================
+
+    Args:
+      learning_rate: Rate eta of the matrices: a number, a scalar array or a schedule.
+      rest: Transformation for all other leaves, its own learning rate included. None
+        is allowed only when every leaf is a matrix.
+      b1: Decay of the momentum, in [0, 1).
+      nesterov: Whether the gradient is mixed in once more, as above.
+      momentum: Form of the momentum, see `scale_by_muon`.
+      weight_decay: Decoupled decay of the matrices, multiplied by the learning rate
+        but not by `scale`.
+      mask: Which matrices decay: tree of booleans or a function of the parameters.
+      scale: One of the names above, or a function of (fan_in, fan_out).
+      orthogonalize: Kernel, (..., m, n) -> (..., m, n). On a mesh, wrap it:
+        `sharding.over_axis(kernels.newton_schulz, mesh, axes)`.
+      views: Function from parameters to a tree of `trees.MatrixView` (None for the
+        rest), or that tree.
+      accumulator_dtype: Dtype of the momentum; None means float32 or wider.
+
+    Returns:
+      A transformation; the rate in force is in its state, see
+      `inspection.hyperparams`.
+
+    Raises:
+      ValueError: As `scale_by_muon`; if `rest` is missing and a leaf needs it.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optlab import optimizers
+      >>> params = {"kernel": jnp.eye(2), "bias": jnp.ones(2)}
+      >>> tx = optimizers.muon(0.1, rest=optimizers.adamw(0.01))
+      >>> updates, _ = tx.update(params, tx.init(params), params)
+      >>> [f"{entry:.4f}" for entry in jnp.diag(updates["kernel"])]
+      ['-0.1108', '-0.1108']
+
+    Source:
+      K. Jordan et al., "Muon: an optimizer for hidden layers", 2024. Differs from the
+      authors' code: momentum and Newton-Schulz in float32 (theirs: bfloat16); nothing
+      added to the norm (theirs: 1e-7; pass a kernel with eps=1e-7); a convolution
+      is scaled by its matrix shape (theirs: by height over width of the filter).
+      `moonlight`: J. Liu et al., 2025, arXiv:2502.16982. Optax's `contrib.muon` is
+      `momentum='bias_corrected'`; it fails on meshes with Explicit axes and routes by
+      the number of axes.
+    """
+    matrices = optax.chain(
+        scale_by_muon(
+            b1=b1,
+            nesterov=nesterov,
+            momentum=momentum,
+            scale=scale,
+            orthogonalize=orthogonalize,
+            views=views,
+            accumulator_dtype=accumulator_dtype,
+        ),
+        optax.add_decayed_weights(weight_decay, mask),
+        links.scale_by_learning_rate(learning_rate),
+    )
+    if rest is None:
+        return matrices
+
+    def labels(params: Any) -> Any:
+        return trees.labels(views(params) if callable(views) else views)
+
+    return optax.partition({"matrix": matrices, "rest": rest}, labels)

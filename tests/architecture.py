@@ -23,7 +23,7 @@ LADDER: dict[str, tuple[str, ...]] = {
     "controllers": ("laws", "schedules"),
     "catalog": _LIBRARY,
     "inspection": ("catalog", "sharding", *_RUNG_0),
-    "testing": ("catalog", "sharding", *_RUNG_0),
+    "testing": ("catalog", "sharding", "inspection", *_RUNG_0),
     "lab": (*_LIBRARY, "catalog", "inspection", "testing"),
     "__init__": (*_LIBRARY, "catalog", "inspection", "testing"),
 }
@@ -196,11 +196,12 @@ def _names(source: Source) -> Iterator[str]:
             if source.room == "schedules" and node.name.lower().endswith("schedule"):
                 yield f"{node.lineno}: {node.name}: the room says that it is a schedule"
     is_room = source.path.stem == "__init__" and source.room not in ("__init__", "lab")
-    for node in source.tree.body if is_room else ():
+    listed = any(ast.unparse(node).startswith("__all__") for node in source.tree.body)
+    for node in source.tree.body if is_room and not listed else ():
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 if alias.asname != alias.name:
-                    yield f"{node.lineno}: {alias.name}: a room re-exports x as x"
+                    yield f"{node.lineno}: {alias.name}: re-export it as x as x"
 
 
 def _states(source: Source) -> Iterator[str]:

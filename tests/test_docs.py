@@ -45,7 +45,7 @@ def undocumented(path: str, thing: object) -> list[str]:
         return [f"{path}: no {part} section" for part in missing_sections(thing)]
     methods = {
         name: method
-        for name, method in vars(thing).items()
+        for name, method in (vars(thing).items() if inspect.isclass(thing) else ())
         if not name.startswith("_") and inspect.isfunction(method)
     }
     return [f"{path}.{name}" for name, m in methods.items() if not inspect.getdoc(m)]

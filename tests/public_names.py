@@ -17,11 +17,13 @@ def modules(private: bool = False) -> list[types.ModuleType]:
 
 def reachable(module: types.ModuleType) -> dict[str, object]:
     """Returns what of optlab's own can be reached as a public name of a module."""
+    listed = getattr(module, "__all__", None) or [
+        n for n in vars(module) if n[0] != "_"
+    ]
     return {
         name: thing
-        for name, thing in vars(module).items()
-        if not name.startswith("_")
-        and not isinstance(thing, types.ModuleType)
+        for name, thing in ((name, getattr(module, name)) for name in listed)
+        if not isinstance(thing, types.ModuleType)
         and str(getattr(thing, "__module__", "")).startswith("optlab")
     }
 

@@ -1,0 +1,342 @@
+"""One line of text for an optimizer with its schedule.
+
+    OPTIMIZER[:key=value,...]+SCHEDULE[:key=value,...][@STEPS]
+
+    adamw+cosine
+    muon:learning_rate=0.02,rest.learning_rate=0.003+wsd:decay_steps=40@160
+
+Keys are the keyword arguments of the optimizer and of the schedule; values are an
+integer, a float, true, false, none or a name. The schedule is built for the run's own
+length and handed to the optimizer as its learning rate: its peak is the optimizer's
+`learning_rate`. An optimizer that leaves some parameters to another one (Muon) takes
+that one's name as `rest=` and its settings as `rest.key=`; the rest follows the same
+schedule, scaled to a peak of its own.
+"""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+from optlab import catalog
+from optlab.lab import settings, tuned
+from optlab.lab.settings import Value
+
+# Phases that a chain's text leaves out: their fraction of the run, their least steps.
+PHASES = {"warmup_steps": (0.05, 0), "decay_steps": (0.4, 1)}
+
+# The optimizer of the parameters that another optimizer leaves to `rest`.
+REST = "adamw"
+
+# Defaults of the catalogue that a chain does not take: it has rules of its own.
+OWN_RULE = ("learning_rate", "peak", "total_steps")
+
+
+class ChainError(ValueError):
+    """A chain's text cannot be read, or asks for what does not exist."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A row of the catalogue with the settings given to it.
+
+    Attributes:
+      room: "optimizers" or "schedules".
+      name: Name of the row.
+      settings: Settings by key.
+    """
+
+    room: str
+    name: str
+    settings: Mapping[str, Value]
+
+    @property
+    def row(self) -> catalog.Row:
+        """The catalogue's row."""
+        rows = {row.name: row for row in catalog.rows(self.room)}
+        if self.name not in rows:
+            kind = self.room.removesuffix("s")
+            raise ChainError(settings.unknown(kind, self.name, rows))
+        return rows[self.name]
+
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """The parameters of the row's function, in its own order."""
+        return inspect.signature(self.row.build).parameters
+
+    def explicit(self, more: Mapping[str, Value]) -> "Part":
+        """Returns the part with settings that its text left out.
+
+        Args:
+          more: Settings that come before the catalogue's.
+
+        Returns:
+          The part; settings of its own text are kept.
+        """
+        defaults = {
+            key: value
+            for key, value in self.row.defaults.items()
+            if key not in OWN_RULE and isinstance(value, Value)
+        }
+        return Part(self.room, self.name, {**defaults, **more, **self.settings})
+
+    def build(self, *arguments: Any, **more: Any) -> Any:
+        """Builds what the row stands for.
+
+        Args:
+          *arguments: Arguments that come first.
+          **more: Arguments beside the settings.
+
+        Returns:
+          A transformation or a schedule.
+        """
+        function = self.row.build
+        return function(
+            *arguments, **settings.keywords(function, self.settings), **more
+        )
+
+    def __str__(self) -> str:
+        pairs = [f"{key}={settings.spell(v)}" for key, v in self.settings.items()]
+        return f"{self.name}:{','.join(pairs)}" if pairs else self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """An optimizer, its schedule and, if the text gives one, the number of steps.
+
+    Attributes:
+      optimizer: The optimizer; settings of its rest begin with 'rest.'.
+      schedule: The schedule.
+      steps: Length of the run, or None.
+    """
+
+    optimizer: Part
+    schedule: Part
+    steps: int | None = None
+
+    def __str__(self) -> str:
+        steps = "" if self.steps is None else f"@{self.steps}"
+        return f"{self.optimizer}+{self.schedule}{steps}"
+
+    @property
+    def name(self) -> str:
+        """The chain without its settings, as in 'muon+wsd'."""
+        return f"{self.optimizer.name}+{self.schedule.name}"
+
+    @property
+    def length(self) -> int:
+        """The number of steps, which an explicit chain has."""
+        if self.steps is None:
+            raise ChainError(f"chain '{self}' does not say its number of steps")
+        return self.steps
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether the optimizer leaves some parameters to another one."""
+        return "rest" in self.optimizer.parameters
+
+    @property
+    def rest(self) -> Part:
+        """The optimizer of the parameters that the first one leaves."""
+        given = self.optimizer.settings
+        own = {
+            key.removeprefix("rest."): value
+            for key, value in given.items()
+            if key.startswith("rest.")
+        }
+        return Part("optimizers", settings.spell(given.get("rest", REST)), own)
+
+    def replace(self, **changes: Value) -> "Chain":
+        """Returns the chain with other settings of its optimizer.
+
+        >>> str(parse("sgd+linear").replace(learning_rate=0.1))
+        'sgd:learning_rate=0.1+linear'
+
+        Args:
+          **changes: The settings; a learning rate may be a traced number.
+
+        Returns:
+          The chain.
+        """
+        merged = {**self.optimizer.settings, **changes}
+        optimizer = dataclasses.replace(self.optimizer, settings=merged)
+        return dataclasses.replace(self, optimizer=optimizer)
+
+    def explicit(self, steps: int | None = None, workload: str = "") -> "Chain":
+        """Returns the chain with the settings that its text left out written down.
+
+        Learning rates come from `tuned`, for this workload, or else from the
+        catalogue, as other settings do; a warm-up is 5 % of the steps and a decay 40 %.
+
+        >>> str(parse("adamw:learning_rate=0.1+wsd").explicit(100))
+        'adamw:learning_rate=0.1+wsd:decay_steps=40,warmup_steps=5@100'
+
+        Args:
+          steps: Steps of the run, if the text does not say them.
+          workload: The workload whose tuned learning rates to use.
+
+        Returns:
+          The chain, whole: a run of it depends on no other default.
+
+        Raises:
+          ChainError: If there is no number of steps, or it is not positive.
+        """
+        steps = self.steps if self.steps is not None else steps
+        if steps is None or steps < 1:
+            raise ChainError(f"chain '{self}': steps must be at least 1, got {steps}")
+        phases: dict[str, Value] = {
+            name: max(least, round(fraction * steps))
+            for name, (fraction, least) in PHASES.items()
+            if name in self.schedule.parameters
+        }
+        optimizer = self.optimizer.explicit(_implied(self, workload))
+        return Chain(optimizer, self.schedule.explicit(phases), steps)
+
+    def build(
+        self, steps: int | None = None
+    ) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        """Builds the optimizer and the schedule that it follows.
+
+        >>> _, schedule = parse("sgd:learning_rate=0.5+linear:warmup_steps=0").build(10)
+        >>> [round(float(schedule(t)), 2) for t in (0, 5, 10)]
+        [0.5, 0.25, 0.0]
+
+        Args:
+          steps: Steps of the run, if the text does not say them.
+
+        Returns:
+          The transformation, and the schedule of its learning rate.
+
+        Raises:
+          ChainError: If the optimizer or the schedule refuses a setting.
+        """
+        chain = self.explicit(steps)
+        try:
+            return _build(chain)
+        except (TypeError, ValueError) as error:
+            raise ChainError(f"chain '{self}': {error}") from error
+
+
+def parse(text: str) -> Chain:
+    """Reads a chain from its text.
+
+    >>> chain = parse("muon:learning_rate=0.02,nesterov=false+wsd:decay_steps=40@160")
+    >>> chain.optimizer.settings
+    {'learning_rate': 0.02, 'nesterov': False}
+    >>> chain.name, chain.steps
+    ('muon+wsd', 160)
+
+    Args:
+      text: The chain, as the module's documentation says.
+
+    Returns:
+      The chain, with the settings of the text alone.
+
+    Raises:
+      ChainError: If the text cannot be read, or a name or a key is unknown; the
+        message has the nearest names.
+    """
+    try:
+        return _read_chain(text.strip())
+    except ValueError as error:
+        raise ChainError(f"chain '{text}': {error}") from None
+
+
+def _read_chain(text: str) -> Chain:
+    body, at, steps = text.partition("@")
+    if at and not (re.fullmatch(r"[0-9]+", steps) and int(steps)):
+        raise ValueError(
+            f"after '@' comes the number of steps, at least 1; got '{steps}'"
+        )
+    # A plus sign before a digit belongs to an exponent, as in 1e+3.
+    parts = re.split(r"\+(?!\d)", body)
+    if len(parts) != 2 or not all(parts):
+        raise ValueError("write an optimizer, '+' and a schedule, as in 'adamw+cosine'")
+    optimizer = _read_part("optimizers", parts[0])
+    schedule = _read_part("schedules", parts[1])
+    chain = Chain(optimizer, schedule, int(steps) if at else None)
+    _check_optimizer(chain)
+    _check_schedule(chain)
+    return chain
+
+
+def _read_part(room: str, text: str) -> Part:
+    name, colon, pairs = text.partition(":")
+    found: dict[str, Value] = {}
+    for pair in pairs.split(",") if colon else ():
+        key, equals, value = (piece.strip() for piece in pair.partition("="))
+        if not (key and equals and value):
+            raise ValueError(
+                f"settings are key=value, with commas between; got '{pair}'"
+            )
+        if key in found:
+            raise ValueError(f"'{key}' is given twice")
+        found[key] = settings.read(key, value)
+    return Part(room, name.strip(), found)
+
+
+def _check_optimizer(chain: Chain) -> None:
+    optimizer, own = chain.optimizer, dict(chain.optimizer.settings)
+    if chain.has_rest:
+        own = {
+            key: value
+            for key, value in own.items()
+            if key != "rest" and not key.startswith("rest.")
+        }
+        rest = chain.rest
+        if "rest" in rest.parameters:
+            raise ValueError(f"{rest.name} takes matrices only and cannot be the rest")
+        settings.check(rest.name, rest.row.build, rest.settings)
+    settings.check(optimizer.name, optimizer.row.build, own)
+
+
+def _check_schedule(chain: Chain) -> None:
+    schedule, given = chain.schedule, chain.schedule.settings
+    peak = next(iter(schedule.parameters))
+    if peak in given:
+        rate = f"{chain.optimizer.name}:learning_rate={settings.spell(given[peak])}"
+        raise ValueError(f"the {peak} is the optimizer's learning rate; write '{rate}'")
+    if "total_steps" in given:
+        raise ValueError(
+            "total_steps is the length of the run; write '@STEPS' at the end"
+        )
+    settings.check(schedule.name, schedule.row.build, given)
+
+
+def _implied(chain: Chain, workload: str) -> dict[str, Value]:
+    """The learning rates, and the settings of the rest, that a text left out."""
+    optimizer = chain.optimizer
+    known = tuned.find(workload, optimizer.name, chain.schedule.name)
+    own = optimizer.row.defaults["learning_rate"]
+    implied: dict[str, Value] = {"learning_rate": known.get("learning_rate", own)}
+    if chain.has_rest:
+        own = chain.rest.row.defaults["learning_rate"]
+        # A rate tuned for one optimizer says nothing about another one.
+        known = known if chain.rest.name == REST else {}
+        rate = known.get("rest.learning_rate", own)
+        rest = chain.rest.explicit({"learning_rate": rate}).settings
+        implied |= {f"rest.{key}": value for key, value in rest.items()}
+    return implied
+
+
+def _build(chain: Chain) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    given = dict(chain.optimizer.settings)
+    peak: Any = given.pop("learning_rate")
+    total = {"total_steps": chain.steps}
+    schedule = chain.schedule.build(
+        peak, **total if "total_steps" in chain.schedule.parameters else {}
+    )
+    if not chain.has_rest:
+        return Part("optimizers", chain.optimizer.name, given).build(schedule), schedule
+    own = {k: v for k, v in given.items() if k != "rest" and not k.startswith("rest.")}
+    inner = dict(chain.rest.settings)
+    rest_peak: Any = inner.pop("learning_rate")
+    # The same shape, scaled to a peak of its own.
+    rest = Part("optimizers", chain.rest.name, inner).build(
+        lambda count: rest_peak / peak * schedule(count)
+    )
+    optimizer = Part("optimizers", chain.optimizer.name, own)
+    return optimizer.build(schedule, rest=rest), schedule

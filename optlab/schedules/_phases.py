@@ -65,11 +65,11 @@ def warmup_hold_decay(
         # Integers are subtracted before anything is divided: float32 cannot tell
         # steps apart beyond 2^24.
         count = jnp.asarray(count)
-        left = jnp.clip(total - count, 0, decay) / decay
+        left = jnp.clip(total - count, 0, decay).astype(float) / decay
         rate = between(peak, end_value, shape(left))
         if warmup == 0:
             return rate
-        done = jnp.clip(count, 0, warmup) / warmup
+        done = jnp.clip(count, 0, warmup).astype(float) / warmup
         return jnp.where(count < warmup, between(peak, init_value, done), rate)
 
     return schedule

@@ -1,0 +1,266 @@
+"""Checkpoints of a run, safe against kills, full disks and damaged files.
+
+A run's folder holds `fingerprint.json`, which says what run it is, `metrics.jsonl`, and
+a folder of checkpoints named after their steps. Orbax writes a checkpoint under another
+name and renames it at the end, so a folder with a plain number is a whole checkpoint.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from optlab import lab, trees
+from optlab.lab import terminal
+
+Fingerprint = dict[str, Any]
+
+
+def fingerprint(state: Any, **facts: Any) -> Fingerprint:
+    """Says what run a folder belongs to: some facts, and the shape of its state.
+
+    Args:
+      state: Tree of arrays.
+      **facts: Whatever else decides the run's numbers; values that JSON knows.
+    """
+    shapes = [
+        f"{trees.path_string(path)} {leaf.shape} {leaf.dtype}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    ]
+    digest = hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
+    return {**facts, "state": digest}
+
+
+@contextlib.contextmanager
+def claim(out: pathlib.Path, own: Fingerprint, *, resume: bool) -> Iterator[None]:
+    """Makes a folder this run's own while the context lasts.
+
+    Args:
+      out: The folder; made if it is not there.
+      own: The run's fingerprint.
+      resume: False to refuse a folder that holds a run, be it the same.
+
+    Raises:
+      LabError: If the folder cannot be written, holds another run, or another process
+        works on it. Nothing in it changes then.
+    """
+    record = out / "fingerprint.json"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = open(out / ".lock", "w")
+    except OSError as error:
+        raise lab.LabError(f"cannot write to {out}: {error.strerror}") from error
+    with lock:
+        try:
+            # The system lets go of it when the process ends, however it ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise lab.LabError(f"another process is training in {out}") from None
+        if record.exists():
+            _compare(out, json.loads(record.read_text()), own)
+            if not resume:
+                raise lab.LabError(f"{out} holds this run already, and resume is off")
+        elif (out / "metrics.jsonl").exists() or (out / "checkpoints").exists():
+            raise lab.LabError(f"{out} holds a run that has lost its fingerprint.json")
+        else:
+            try:
+                _write_whole(record, json.dumps(own, indent=2) + "\n")
+            except OSError as error:
+                message = f"cannot write to {out}: {error.strerror}"
+                raise lab.LabError(message) from error
+        yield
+
+
+def _compare(out: pathlib.Path, found: Fingerprint, own: Fingerprint) -> None:
+    differences = [
+        f"{key} {found.get(key)!r} there, {own.get(key)!r} here"
+        for key in {**own, **found}
+        if found.get(key) != own.get(key)
+    ]
+    if differences:
+        raise lab.LabError(
+            f"{out} holds another run ({'; '.join(differences)}); choose another folder"
+        )
+
+
+def _write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a file that is there as a whole or not at all."""
+    part = path.with_suffix(".tmp")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+class Checkpoints:
+    """The checkpoints of one run, the last few kept.
+
+    One process writes them: all arrays must be addressable from it.
+
+    Args:
+      folder: Where they are; made with the first one.
+      own: The run's fingerprint, kept in each of them.
+      keep: How many to keep.
+    """
+
+    def __init__(self, folder: pathlib.Path, own: Fingerprint, keep: int):
+        self._folder = folder.absolute()
+        self._own = own
+        self._keep = keep
+        self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+
+    def steps(self) -> list[int]:
+        """Returns the steps of the checkpoints that are there, in order."""
+        if not self._folder.exists():
+            return []
+        names = (entry.name for entry in self._folder.iterdir())
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def describe(self) -> str:
+        """Says, for an error message, what one can go back to."""
+        steps = self.steps()
+        return f"step {steps[-1]} in {self._folder}" if steps else "none"
+
+    def save(self, step: int, state: Any) -> None:
+        """Saves a state; when this returns, a kill cannot undo it.
+
+        Args:
+          step: Updates done.
+          state: Tree of arrays.
+
+        Raises:
+          LabError: If it cannot be written. The earlier checkpoints are kept.
+        """
+        arrays = _to_numpy(state)
+        facts = {"fingerprint": self._own, "step": step, "checksum": _checksum(arrays)}
+        path = self._path(step)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _reserve(self._folder, sum(array.nbytes for array in arrays.values()))
+            self._orbax.save(
+                path, args=ocp.args.StandardSave(arrays), custom_metadata=facts
+            )
+            for old in self.steps()[: -self._keep]:
+                shutil.rmtree(self._path(old))
+        # Orbax hands on errors of its storage layer, which are of many kinds.
+        except Exception as error:
+            self._remove_unfinished()
+            reason = str(error).splitlines()[0]
+            raise lab.LabError(
+                f"cannot save the checkpoint of step {step}: {reason}; last good"
+                f" checkpoint: {self.describe()}"
+            ) from error
+
+    def restore(self, like: Any) -> tuple[int, Any] | None:
+        """Reads the newest checkpoint that is whole.
+
+        Damaged ones are reported and set aside under another name.
+
+        Args:
+          like: Tree with the structure, shapes, dtypes and placement of the state.
+
+        Returns:
+          Step and state, equal to what was saved in every bit; or None if there is no
+          checkpoint.
+
+        Raises:
+          LabError: If a checkpoint is another run's.
+        """
+        self._remove_unfinished()
+        while steps := self.steps():
+            try:
+                facts, arrays = self._read(steps[-1], _to_numpy(like))
+            # A damaged file can fail in any layer of the reader.
+            except Exception as error:
+                self._set_aside(steps, str(error) or type(error).__name__)
+                continue
+            _compare(self._folder, facts["fingerprint"], self._own)
+            return steps[-1], _from_numpy(arrays, like)
+        return None
+
+    def _read(self, step: int, target: dict[str, np.ndarray]) -> tuple[Any, Any]:
+        path = self._path(step)
+        facts = self._orbax.metadata(path).custom_metadata
+        arrays = self._orbax.restore(path, args=ocp.args.StandardRestore(target))
+        if _checksum(arrays) != facts["checksum"]:
+            raise ValueError("its checksum does not match")
+        return facts, arrays
+
+    def _path(self, step: int) -> pathlib.Path:
+        return self._folder / f"{step:08d}"
+
+    def _set_aside(self, steps: list[int], reason: str) -> None:
+        path = self._path(steps[-1])
+        aside = path.with_suffix(".damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        before = f"step {steps[-2]}" if steps[1:] else "the beginning"
+        terminal.report(
+            f"checkpoint {path} is damaged ({reason.splitlines()[0][:200]}); it is now"
+            f" {aside.name}, and the run goes on from {before}"
+        )
+
+    def _remove_unfinished(self) -> None:
+        for path in self._folder.glob("*-tmp*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _reserve(folder: pathlib.Path, size: int) -> None:
+    """Raises OSError unless the disk takes a file of this size.
+
+    Orbax would find out as well, but writes tracebacks from several threads while it
+    does.
+    """
+    path = folder / ".reserve"
+    try:
+        with open(path, "wb") as file:
+            # Room for Orbax's own files on top.
+            os.posix_fallocate(file.fileno(), 0, size + 2**18)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _is_key(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _to_numpy(state: Any) -> dict[str, np.ndarray]:
+    """Names arrays by their paths; leaves out empty ones, which Orbax refuses."""
+    return {
+        trees.path_string(path): np.asarray(
+            jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if leaf.size
+    }
+
+
+def _from_numpy(arrays: dict[str, np.ndarray], like: Any) -> Any:
+    def place(path: Any, leaf: jax.Array) -> jax.Array:
+        if not leaf.size:
+            return leaf
+        array = arrays[trees.path_string(path)]
+        if _is_key(leaf):
+            keys = jax.random.wrap_key_data(
+                jnp.asarray(array), impl=jax.random.key_impl(leaf)
+            )
+            return jax.device_put(keys, leaf.sharding)
+        return jax.device_put(array, leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(place, like)
+
+
+def _checksum(arrays: dict[str, np.ndarray]) -> int:
+    total = 0
+    for name in sorted(arrays):
+        total = zlib.crc32(np.ascontiguousarray(arrays[name]).tobytes(), total)
+    return total

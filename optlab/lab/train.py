@@ -1,0 +1,325 @@
+"""The loop around the training step: evaluations, log, checkpoints, going on."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import lax
+
+from optlab import lab
+from optlab.lab import (
+    checkpoints,
+    flax_step,
+    metrics,
+    placement,
+    terminal,
+    timing,
+    workloads,
+)
+
+# Steps between two looks at the device; in between the host runs ahead of it.
+BLOCK = 10
+
+
+def train(
+    workload: workloads.Workload,
+    tx: optax.GradientTransformation,
+    *,
+    steps: int,
+    seed: int = 0,
+    out: str | os.PathLike | None = None,
+    eval_every: int | None = None,
+    checkpoint_every: int | None = None,
+    keep: int = 3,
+    mesh: jax.sharding.Mesh | None = None,
+    param_spec: placement.ParamSpec | None = None,
+    model: nnx.Module | None = None,
+    measure: bool = True,
+    progress: bool = True,
+    resume: bool = True,
+    label: str = "",
+) -> metrics.Result:
+    """Trains a model; the same call again goes on where the last one was cut off.
+
+    With a folder, an interrupted run ends with parameters and losses that equal those
+    of an undisturbed one in every bit: batches and keys depend on seed and step alone,
+    and the log is cut back to the checkpoint from which the run goes on.
+
+    Args:
+      workload: Model, data and loss.
+      tx: The optimizer.
+      steps: Updates in all.
+      seed: Seed of the model, the batches and the keys.
+      out: Folder for `metrics.jsonl`, `checkpoints` and the run's fingerprint, or None
+        to keep nothing.
+      eval_every: Steps between evaluations; a tenth of the run by default. The last
+        step is always evaluated.
+      checkpoint_every: Steps between checkpoints; a tenth of the run by default. The
+        last step always has one.
+      keep: Checkpoints to keep, the newest ones.
+      mesh: Mesh with Explicit or Auto axes; its first axis divides the batch.
+      param_spec: From a parameter's path and value to its `PartitionSpec` on the mesh;
+        None replicates the parameters.
+      model: Model to train, changed in place when the run ends; by default the
+        workload makes one from the seed.
+      measure: Whether to time the optimizer alone at the end.
+      progress: Whether to show a progress bar on a terminal.
+      resume: False to refuse a folder that holds this run already.
+      label: Name of the chain; a folder of a run with another one is refused.
+
+    Returns:
+      What the run measured.
+
+    Raises:
+      LabError: If a number makes no sense; the folder cannot be written or holds
+        another run; the loss is no longer finite. What was saved is kept.
+
+    Example:
+      >>> from optlab import optimizers
+      >>> from optlab.lab import train, workloads
+      >>> workload = workloads.get("digits", size="tiny")
+      >>> result = train.train(workload, optimizers.adamw(0.01), steps=20)
+      >>> result.final_loss < result.train_losses[0]
+      True
+    """
+    tenth = max(1, steps // 10)
+    eval_every = tenth if eval_every is None else eval_every
+    checkpoint_every = tenth if checkpoint_every is None else checkpoint_every
+    _refuse_below_one(
+        steps=steps, eval_every=eval_every, checkpoint_every=checkpoint_every, keep=keep
+    )
+    where = placement.Placement(mesh, param_spec)
+    model = workload.make_model(seed) if model is None else model
+    with contextlib.ExitStack() as stack:
+        if mesh is not None:
+            stack.enter_context(jax.set_mesh(mesh))
+        graphdef, state = _initial_state(model, tx, where)
+        folder, saved = None, None
+        if out is not None:
+            folder = pathlib.Path(out)
+            facts = {"workload": workload.name, "chain": label}
+            own = checkpoints.fingerprint(state, **facts, steps=steps, seed=seed)
+            stack.enter_context(checkpoints.claim(folder, own, resume=resume))
+            saved = checkpoints.Checkpoints(folder / "checkpoints", own, keep)
+        run = _Run(
+            workload=workload,
+            where=where,
+            functions=_compiled(graphdef, workload.loss, where.pinned(state)),
+            seed=seed,
+            steps=steps,
+            eval_every=eval_every,
+            checkpoint_every=checkpoint_every,
+            log=metrics.Log(folder and folder / "metrics.jsonl"),
+            saved=saved,
+        )
+        start, state = run.restore(state)
+        with terminal.Bar(label or workload.name, steps, start, show=progress) as bar:
+            state = run.loop(state, start, bar)
+        timings = run.timings(state, folder and folder / "timings.json", measure)
+    nnx.update(model, state[0])
+    return metrics.Result(
+        workload=workload.name,
+        label=label,
+        seed=seed,
+        steps=steps,
+        resumed_from=start or None,
+        final_loss=run.log.evaluations()[-1][1],
+        evaluations=run.log.evaluations(),
+        train_losses=run.log.train_losses(steps),
+        **dataclasses.asdict(timings),
+        **_sizes(state),
+    )
+
+
+def _refuse_below_one(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise lab.LabError(f"{name} must be at least 1, got {number}")
+
+
+def _initial_state(
+    model: nnx.Module, tx: optax.GradientTransformation, where: placement.Placement
+) -> tuple[Any, Any]:
+    """Returns graph definition and state of the pair of model and optimizer.
+
+    The state is a copy, because the steps donate it. Its types are strong: a weakly
+    typed array would come back from the first step with another type, and the second
+    step would be compiled anew.
+    """
+    graphdef, state = nnx.split(model)
+    model = nnx.merge(graphdef, where.params(jax.tree.map(jnp.copy, state)))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    graphdef, state = nnx.split((model, optimizer))
+    return graphdef, where.rest(jax.tree.map(_strong, state))
+
+
+def _strong(leaf: jax.Array) -> jax.Array:
+    return lax.convert_element_type(leaf, leaf.dtype) if leaf.weak_type else leaf
+
+
+class _Functions(NamedTuple):
+    """The compiled parts of a run; the first argument of each is the state."""
+
+    step: Callable[..., Any]
+    update: Callable[..., Any]
+    evaluate: Callable[..., Any]
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(graphdef: Any, loss: Any, pinned: tuple[Any, ...] | None) -> _Functions:
+    """Makes the compiled parts of a run; runs that differ in the seed share them."""
+
+    def split(model: nnx.Module, optimizer: nnx.Optimizer) -> Any:
+        leaves, treedef = jax.tree.flatten(nnx.split((model, optimizer))[1])
+        if pinned is not None:
+            leaves = map(lax.with_sharding_constraint, leaves, pinned)
+        return jax.tree.unflatten(treedef, leaves)
+
+    def take(function: Callable[..., Any], state: Any, batch: Any, key: jax.Array):
+        model, optimizer = nnx.merge(graphdef, state)
+        key = jax.random.fold_in(key, optimizer.step[...])
+        scalars = function(model, optimizer, batch, loss, key=key)
+        return split(model, optimizer), scalars
+
+    def evaluate(state: Any, batch: Any) -> dict[str, jax.Array]:
+        model, _ = nnx.merge(graphdef, state)
+        return flax_step.evaluate(model, batch, loss)
+
+    step, update = (
+        jax.jit(functools.partial(take, function), donate_argnums=0)
+        for function in (flax_step.train_step, flax_step.optimizer_step)
+    )
+    return _Functions(step, update, jax.jit(evaluate))
+
+
+@dataclasses.dataclass
+class _Run:
+    """What stays the same during a run; the state goes through the methods."""
+
+    workload: workloads.Workload
+    where: placement.Placement
+    functions: _Functions
+    seed: int
+    steps: int
+    eval_every: int
+    checkpoint_every: int
+    log: metrics.Log
+    saved: checkpoints.Checkpoints | None
+
+    def __post_init__(self):
+        self._first_call: float | None = None
+        self._seconds_per_step: list[float] = []
+
+    def restore(self, state: Any) -> tuple[int, Any]:
+        """Returns step and state to start from, and cuts the log back to it."""
+        found = self.saved.restore(state) if self.saved else None
+        start, state = found or (0, state)
+        self.log.cut_back(start)
+        return start, state
+
+    def loop(self, state: Any, step: int, bar: terminal.Bar) -> Any:
+        """Trains from a step to the end and returns the last state."""
+        while step < self.steps:
+            stop, begin = self._block_end(step), time.perf_counter()
+            state, block = self._block(state, step, stop)
+            seconds = (time.perf_counter() - begin) / (stop - step)
+            rate = None
+            if self._first_call is None:
+                self._first_call = seconds
+            else:
+                self._seconds_per_step.append(seconds)
+                rate = self.workload.tokens_per_step / seconds
+            self._log(metrics.train_rows(block, step, rate))
+            bar.update(stop, self.log.rows[-1]["loss"], 1 / seconds)
+            step = stop
+            if step % self.eval_every == 0 or step == self.steps:
+                self._log([metrics.eval_row(self._evaluate(state), step)])
+            if self.saved and (step % self.checkpoint_every == 0 or step == self.steps):
+                self.saved.save(step, state)
+        return state
+
+    def _block_end(self, step: int) -> int:
+        if self._first_call is None:
+            return step + 1  # The call that compiles is timed alone.
+        ends = [(step // n + 1) * n for n in (self.eval_every, self.checkpoint_every)]
+        return min(step + BLOCK, self.steps, *ends)
+
+    def _block(self, state: Any, step: int, stop: int) -> tuple[Any, list[Any]]:
+        scalars = []
+        for index in range(step, stop):
+            batch = self.where.batch(self.workload.batch(self.seed, index))
+            state, row = self.functions.step(state, batch, jax.random.key(self.seed))
+            scalars.append(row)
+        return state, jax.device_get(scalars)
+
+    def _evaluate(self, state: Any) -> list[Any]:
+        place = functools.partial(self.where.batch, whole=True)
+        batches = map(place, self.workload.valid_batches())
+        return jax.device_get([self.functions.evaluate(state, b) for b in batches])
+
+    def _log(self, rows: list[metrics.Row]) -> None:
+        """Writes rows, and stops the run if one tells that it has diverged.
+
+        A non-finite update counts, for the next checkpoint would hold its result.
+        """
+        self.log.write(rows)
+        for row in rows:
+            for name in ("loss", "update_norm"):
+                if math.isfinite(row.get(name, 0.0)):
+                    continue
+                good = self.saved.describe() if self.saved else "none"
+                raise lab.LabError(
+                    f"{row['kind']} {name.replace('_', ' ')} is {row[name]} at step"
+                    f" {row['step']}; last good checkpoint: {good}; a smaller learning"
+                    " rate may help"
+                )
+
+    def timings(
+        self, state: Any, path: pathlib.Path | None, measure: bool
+    ) -> timing.Timings:
+        """Returns the times of the run, measured now or kept from before."""
+        kept = timing.read(path)
+        if kept and self._first_call is None:
+            return kept  # The run was finished before.
+        seconds, share = self._compare(state) if measure else (None, None)
+        if self._seconds_per_step:
+            seconds = statistics.median(self._seconds_per_step)
+        compiling = None
+        if self._first_call is not None and seconds is not None:
+            compiling = max(0.0, self._first_call - seconds)
+        timings = timing.Timings(seconds, share, compiling)
+        if path:
+            timing.write(path, timings)
+        return timings
+
+    def _compare(self, state: Any) -> tuple[float, float]:
+        batch = self.where.batch(self.workload.batch(self.seed, self.steps))
+        key = jax.random.key(self.seed)
+        step, update = (
+            lambda state, function=function: function(state, batch, key)[0]
+            for function in (self.functions.step, self.functions.update)
+        )
+        return timing.compare(step, update, state)
+
+
+def _sizes(state: Any) -> dict[str, Any]:
+    """Counts parameters, and bytes of optimizer state for each."""
+    parameters = sum(
+        x.size for x in jax.tree.leaves(nnx.filter_state(state[0], nnx.Param))
+    )
+    state_bytes = sum(x.nbytes for x in jax.tree.leaves(state[1]["opt_state"]))
+    return {
+        "parameters": parameters,
+        "state_bytes_per_parameter": state_bytes / max(1, parameters),
+    }

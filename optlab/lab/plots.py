@@ -1,0 +1,163 @@
+"""Pictures, drawn from the numbers in the JSON files that races and sweeps write."""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+
+# Told apart by most colour-blind readers; the baseline is the quiet one.
+COLOURS = ("#6b7280", "#d1495b", "#00798c", "#edae49", "#6a4c93", "#3d5a80", "#52796f")
+INK = "#1f2933"
+RULE = "#d5dae0"
+
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": "#9aa5b1",
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": "#52606d",
+    "ytick.color": "#52606d",
+    "lines.solid_capstyle": "round",
+}
+
+
+def race(results: Mapping, path: str | os.PathLike) -> None:
+    """Draws a race: validation losses with their bands, and the schedules.
+
+    Args:
+      results: What race.json holds.
+      path: File to write, a PNG.
+    """
+    # A figure without pyplot draws off screen and leaves a notebook's backend alone.
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(
+            figsize=(11.5, 5.2), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+        )
+        losses, rates = figure.subplots(1, 2, width_ratios=(1.75, 1))
+        figure.suptitle(
+            _title(results), x=0.012, ha="left", fontsize=14, fontweight="bold"
+        )
+        _draw_losses(losses, results)
+        _draw_schedules(rates, results)
+        _save(figure, pathlib.Path(path))
+
+
+def _draw_losses(axes: Axes, results: Mapping) -> None:
+    chains, target = results["chains"], results["target"]
+    colours = _colours(len(chains))
+    axes.axhline(target, color=COLOURS[0], linewidth=1, linestyle=(0, (4, 3)))
+    for chain, colour in zip(chains, colours, strict=True):
+        steps, mean, low, high = zip(*chain["curve"], strict=True)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(steps, mean, color=colour, linewidth=2, label=_loss_label(chain))
+        axes.plot(steps[-1], mean[-1], "o", color=colour, markersize=5)
+    crossing = [
+        (chain, colour)
+        for chain, colour in zip(chains[1:], colours[1:], strict=True)
+        if chain["steps_to_baseline"] is not None
+    ]
+    for height, (chain, colour) in enumerate(crossing):
+        _mark_crossing(axes, chain, target, colour, height)
+    low, high = _loss_range(chains)
+    axes.set_ylim(low - 0.07 * (1 + len(crossing)) * (high - low), high)
+    axes.set_xlim(0, max(chain["steps"] for chain in chains) * 1.03)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("step")
+    axes.set_ylabel("nats")
+    axes.set_title(_loss_title(results), loc="left", fontsize=11, pad=10)
+    axes.legend(frameon=False, loc="upper right")
+
+
+def _loss_label(chain: Mapping) -> str:
+    final = chain["final_loss"]
+    spread = "" if final["spread"] is None else f" ± {final['spread']:.3f}"
+    return f"{chain['label']}   {final['mean']:.3f}{spread} at step {chain['steps']}"
+
+
+def _loss_title(results: Mapping) -> str:
+    seeds = len(results["seeds"])
+    if seeds == 1:
+        return "Validation loss, one seed"
+    return f"Validation loss, mean and range of {seeds} seeds"
+
+
+def _mark_crossing(
+    axes: Axes, chain: Mapping, target: float, colour: str, height: int
+) -> None:
+    step = chain["steps_to_baseline"]
+    axes.plot([step, step], [0, target], color=colour, linewidth=1.2, linestyle=":")
+    axes.annotate(
+        f"step {step}, {chain['step_ratio']:.0%}",
+        (step, 0),
+        xycoords=axes.get_xaxis_transform(),
+        xytext=(5, 6 + 14 * height),
+        textcoords="offset points",
+        color=colour,
+        fontweight="bold",
+    )
+
+
+def _loss_range(chains: Sequence[Mapping]) -> tuple[float, float]:
+    """The part of the losses that tells chains apart; the first fall is left out."""
+    lowest = min(row[2] for chain in chains for row in chain["curve"])
+    highest = max(
+        next(row[3] for row in chain["curve"] if row[0] >= 0.08 * chain["steps"])
+        for chain in chains
+    )
+    return lowest, max(highest, lowest + 1e-3)
+
+
+def _title(results: Mapping) -> str:
+    baseline, *others = results["chains"]
+    reached = [chain for chain in others if chain["steps_to_baseline"] is not None]
+    if not reached:
+        return f"Race on {results['workload']}"
+    best = min(reached, key=lambda chain: chain["steps_to_baseline"])
+    return (
+        f"{results['workload']}: {best['label']} reaches the final loss of"
+        f" {baseline['label']} in {best['step_ratio']:.0%} of its steps"
+    )
+
+
+def _draw_schedules(axes: Axes, results: Mapping) -> None:
+    chains = results["chains"]
+    for chain, colour in zip(chains, _colours(len(chains)), strict=True):
+        steps, rates = zip(*chain["schedule"], strict=True)
+        label = f"{chain['label']}   peak {chain['peak']:.3g}"
+        factors = [rate / chain["peak"] for rate in rates]
+        axes.plot(steps, factors, color=colour, linewidth=2, label=label)
+    axes.set_xlim(0, max(chain["steps"] for chain in chains) * 1.03)
+    axes.set_ylim(0, 1.32)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("step")
+    axes.set_ylabel("learning rate / peak")
+    axes.set_title("Schedules", loc="left", fontsize=11, pad=10)
+    axes.legend(frameon=False, loc="upper right")
+
+
+def _colours(count: int) -> list[str]:
+    return [COLOURS[index % len(COLOURS)] for index in range(count)]
+
+
+def _save(figure: Figure, path: pathlib.Path) -> None:
+    # Written beside its place first, so that a full disk leaves no half a picture.
+    part = path.with_name(path.name + ".part")
+    try:
+        figure.savefig(part, format="png", dpi=150)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -155,4 +155,5 @@ def test_every_row_has_a_test_file_and_a_docstring(row):
     module = row.build.__module__
     ours = module.startswith("optlab.")
     name = module.rpartition(".")[2].strip("_") if ours else row.name
-    assert (ROOT / "tests" / row.room / f"test_{name}.py").is_file()
+    path = pathlib.Path("tests") / row.room / f"test_{name}.py"
+    assert (ROOT / path).is_file(), f"row {row.name!r} has no test {path}"

@@ -11,7 +11,7 @@ import zlib
 
 import pytest
 
-from tests import public_names
+from tests import public_names, template_optimizer
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = public_names.modules(private=True)
@@ -51,7 +51,9 @@ def undocumented(path: str, thing: object) -> list[str]:
     return [f"{path}.{name}" for name, m in methods.items() if not inspect.getdoc(m)]
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [*MODULES, template_optimizer], ids=lambda module: module.__name__
+)
 def test_the_examples_of_a_module_give_what_they_print(module):
     failed, _ = doctest.testmod(module, optionflags=DOCTEST_FLAGS)
     assert failed == 0

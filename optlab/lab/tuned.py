@@ -1,7 +1,7 @@
 """Learning rates found by sweeps: one row for each workload and chain.
 
 A chain whose text gives no learning rate takes it from here. Each row holds the command
-that found it; `optlab sweep` prints the row of its best rate.
+that found it.
 """
 
 import dataclasses

@@ -55,11 +55,13 @@ def test_each_chain_has_a_schedule_of_its_own_length(finished):
     for chain, steps in zip(results["chains"], (6, 4), strict=True):
         assert chain["steps"] == steps
         assert chain["schedule"][-1] == [steps, 0.0]
-        assert max(rate for _, rate in chain["schedule"]) == pytest.approx(chain["peak"])
+        assert max(rate for _, rate in chain["schedule"]) == pytest.approx(
+            chain["peak"]
+        )
 
 
 def test_every_seed_of_every_chain_is_evaluated_to_its_end(finished):
-    planned, out, results = finished
+    _, out, results = finished
     for chain, steps in zip(results["chains"], ([2, 4, 6], [2, 4]), strict=True):
         assert [record["seed"] for record in chain["runs"]] == [0, 1]
         for record in chain["runs"]:
@@ -131,8 +133,8 @@ def test_a_finished_run_is_read_back_not_run_again(finished, monkeypatch):
     assert again == results
 
 
-def test_a_longer_race_trains_the_new_seeds_alone(finished, monkeypatch, tmp_path):
-    planned, out, results = finished
+def test_a_longer_race_trains_the_new_seeds_alone(finished, monkeypatch):
+    _, out, _ = finished
     asked = []
 
     def fail(*_, seed, **__):
@@ -267,5 +269,5 @@ def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path):
     assert runs.read_json(path) == {"curve": [[1, 2.5], [2, 1.5]], "text": "[ 1 ]"}
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
     path.write_text('{"curve": [[1, 2')
-    with pytest.raises(lab.LabError, match="x.json is damaged"):
+    with pytest.raises(lab.LabError, match=r"x\.json is damaged"):
         runs.read_json(path)

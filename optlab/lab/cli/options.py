@@ -1,0 +1,170 @@
+"""Flags of a command: a set of its own, so that commands do not share or leak any."""
+
+import contextlib
+import textwrap
+import types
+from collections.abc import Callable, Iterator, Sequence
+
+from absl import flags
+
+# Width of the help's lines, their indent aside.
+WIDTH = 74
+
+
+class UsageError(Exception):
+    """The command line asks for something that cannot be."""
+
+
+def flag_set(define: Callable[[flags.FlagValues], None]) -> flags.FlagValues:
+    """Makes the set of a command's flags.
+
+    Args:
+      define: Adds the command's own flags to a set.
+
+    Returns:
+      The set, with the flags that all commands have.
+    """
+    values = flags.FlagValues()
+    define(values)
+    flags.DEFINE_boolean(
+        "traceback", False, "Show where an error came from.", flag_values=values
+    )
+    flags.DEFINE_boolean(
+        "help", False, "Show this help.", short_name="h", flag_values=values
+    )
+    return values
+
+
+def parse(
+    program: str, values: flags.FlagValues, argv: Sequence[str]
+) -> types.SimpleNamespace:
+    """Reads a command's arguments.
+
+    Args:
+      program: The command as it is typed, for messages.
+      values: Its flags.
+      argv: The arguments; '-' and '_' are the same inside a flag's name.
+
+    Returns:
+      The value of each flag, by its name.
+
+    Raises:
+      UsageError: If a flag or a value is wrong.
+    """
+    try:
+        rest = values([program, *map(_underscored, argv)])[1:]
+    except flags.Error as error:
+        raise UsageError(str(error)) from None
+    if rest:
+        raise UsageError(f"'{rest[0]}' is no flag; flags begin with '--'")
+    return types.SimpleNamespace(**values.flag_values_dict())
+
+
+def describe(
+    program: str, summary: str, values: flags.FlagValues, examples: str
+) -> str:
+    """Writes the help of a command.
+
+    Args:
+      program: The command as it is typed.
+      summary: What it does, in a line.
+      values: Its flags.
+      examples: Command lines, with what they do.
+
+    Returns:
+      The text.
+    """
+    lines = [f"{program}: {summary}", "", f"usage: {program} [FLAGS]", "", "flags:"]
+    for name in values:
+        if name == "h":
+            continue
+        flag = values[name]
+        kind = "N" if flag.flag_type() == "int" else name.rpartition("_")[2].upper()
+        lines.append(
+            f"  --{name.replace('_', '-')}{'' if flag.boolean else ' ' + kind}"
+        )
+        # absl adds a line of its own to the help of flags that may be repeated.
+        text = (flag.help or "").split(";\n")[0]
+        if flag.default not in (None, [], False):
+            text += f" Default: {flag.default}."
+        lines.append(textwrap.indent(textwrap.fill(text, WIDTH), " " * 6))
+    return "\n".join([*lines, "", "examples:", textwrap.indent(examples.strip(), "  ")])
+
+
+@contextlib.contextmanager
+def checked() -> Iterator[None]:
+    """Turns a ValueError into a `UsageError`: for what depends on the flags alone.
+
+    Yields:
+      Nothing.
+
+    Raises:
+      UsageError: In place of a ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def numbers(flag: str, texts: Sequence[str]) -> tuple[float, ...]:
+    """Reads a flag that holds numbers with commas between.
+
+    Args:
+      flag: The flag as it is typed, for messages.
+      texts: What stands between the commas.
+
+    Returns:
+      The numbers.
+
+    Raises:
+      UsageError: If one of them is not a number above 0.
+    """
+    found = []
+    for text in texts:
+        try:
+            number = float(text)
+        except ValueError:
+            number = 0.0
+        if not 0 < number < float("inf"):
+            raise UsageError(f"{flag}: '{text}' is not a number above 0")
+        found.append(number)
+    return tuple(found)
+
+
+def _underscored(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def define_workload(values: flags.FlagValues) -> None:
+    """Defines the flags that name a workload.
+
+    Args:
+      values: Set that receives them.
+    """
+    flags.DEFINE_string("workload", "shakespeare", "What to train.", flag_values=values)
+    flags.DEFINE_enum(
+        "size",
+        "default",
+        ["default", "tiny"],
+        "Size of the workload; tiny is for trying things out.",
+        flag_values=values,
+    )
+
+
+def define_out(values: flags.FlagValues, default: str) -> None:
+    """Defines the flag that names the folder for results.
+
+    Args:
+      values: Set that receives it.
+      default: The folder.
+    """
+    flags.DEFINE_string(
+        "out",
+        default,
+        "Folder for the results. The same command, given again, goes on there.",
+        flag_values=values,
+    )

@@ -1,0 +1,278 @@
+"""Sweeps over learning rates: one run after another, or all in one vmapped run."""
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from optlab import lab
+from optlab.lab import race, runs, terminal, workloads
+from optlab.lab.chains import Chain, parse
+
+# Rates of one point: the optimizer's and, if it has a rest, the rest's.
+Rates = tuple[float, ...]
+KEYS = ("learning_rate", "rest.learning_rate")
+
+# Numbers in a run's log that are not finite when it has diverged.
+DIVERGED = ("loss", "update_norm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What decides the numbers of a sweep.
+
+    Attributes:
+      workload: Name of the workload.
+      chain: The chain, explicit; its learning rates give way to the sweep's.
+      rates: Learning rates to try.
+      rest_rates: Learning rates of the rest to try, each with each of `rates`; empty
+        for the chain's own.
+      seeds: Number of seeds; they are 0, 1, ..., seeds - 1.
+      size: Size of the workload, "default" or "tiny".
+      vmap: Whether all rates run at once.
+
+    Raises:
+      ValueError: If the workload is unknown, there is nothing to try, or the chain has
+        no rest for `rest_rates`.
+    """
+
+    workload: str
+    chain: Chain
+    rates: tuple[float, ...]
+    rest_rates: tuple[float, ...] = ()
+    seeds: int = 1
+    size: str = "default"
+    vmap: bool = False
+
+    def __post_init__(self):
+        runs.check_workload(self.workload)
+        if not self.rates or self.seeds < 1:
+            raise ValueError("a sweep tries at least one rate on at least one seed")
+        if self.rest_rates and not self.chain.has_rest:
+            raise ValueError(f"{self.chain.optimizer.name} has no rest to sweep")
+
+    @property
+    def points(self) -> tuple[Rates, ...]:
+        """Each combination of rates, in the order of `KEYS`."""
+        if not self.chain.has_rest:
+            return tuple((rate,) for rate in self.rates)
+        own: Any = self.chain.rest.settings["learning_rate"]
+        return tuple(itertools.product(self.rates, self.rest_rates or (own,)))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides the numbers of a run, beside its chain and its seed."""
+        return {"workload": self.workload, "size": self.size, "vmap": self.vmap}
+
+
+def plan(workload: str, text: str, steps: int | None, **settings: Any) -> Sweep:
+    """Plans a sweep from a chain's text.
+
+    Args:
+      workload: Name of the workload.
+      text: The chain.
+      steps: Steps of each run, if the text does not say them.
+      **settings: Other fields of `Sweep`.
+
+    Returns:
+      The sweep, with everything that the text left out written down.
+
+    Raises:
+      ValueError: If the chain, the workload or a number is not in order.
+    """
+    chain = parse(text).explicit(steps, workload)
+    planned = Sweep(workload, chain, **settings)
+    for rates in planned.points:
+        _with_rates(chain, rates).build()
+    return planned
+
+
+def run(sweep: Sweep, out: str | os.PathLike, *, command: str = "") -> dict[str, Any]:
+    """Runs what is not finished yet and writes sweep.json.
+
+    Args:
+      sweep: The sweep.
+      out: Folder for the results.
+      command: The command line, for the record.
+
+    Returns:
+      The results, as sweep.json holds them. A rate whose run diverged for some seed
+      has None for its mean loss.
+
+    Raises:
+      LabError: If the folder cannot be written in, or a run fails for another reason
+        than a loss that is not finite.
+    """
+    out = pathlib.Path(out)
+    runs.make_folder(out)
+    workload = workloads.get(sweep.workload, size=sweep.size)
+    if sweep.vmap:
+        losses = [_vmapped(sweep, workload, seed, out) for seed in range(sweep.seeds)]
+    else:
+        losses = [
+            _one_by_one(sweep, workload, seed, out) for seed in range(sweep.seeds)
+        ]
+    results = {
+        "command": command,
+        **summarise(sweep, losses),
+        "versions": runs.versions(),
+    }
+    runs.write_json(out / "sweep.json", results)
+    return results
+
+
+def summarise(sweep: Sweep, losses: Sequence[Sequence[float | None]]) -> dict[str, Any]:
+    """Summarises the losses of a sweep.
+
+    Args:
+      sweep: The sweep.
+      losses: For each seed the final loss of each point, None if it diverged.
+
+    Returns:
+      The results but for the command and the versions.
+    """
+    points = []
+    for index, rates in enumerate(sweep.points):
+        own = [by_point[index] for by_point in losses]
+        finite = [loss for loss in own if loss is not None]
+        diverged = {"mean": None, "spread": None}
+        points.append(
+            {
+                "chain": str(_with_rates(sweep.chain, rates)),
+                "rates": dict(zip(KEYS, rates, strict=False)),
+                "final_loss": diverged
+                if len(finite) < len(own)
+                else race.spread(finite),
+                "final_loss_by_seed": own,
+            }
+        )
+    finished = [point for point in points if point["final_loss"]["mean"] is not None]
+    best = min(finished, key=lambda point: point["final_loss"]["mean"], default=None)
+    return {
+        **sweep.facts,
+        "chain": sweep.chain.name,
+        "steps": sweep.chain.steps,
+        "seeds": list(range(sweep.seeds)),
+        "points": points,
+        "best": best,
+        "at_edge": [] if best is None else _at_edge(sweep, best["rates"]),
+    }
+
+
+def _at_edge(sweep: Sweep, best: Mapping[str, float]) -> list[str]:
+    """The rates whose best value is the smallest or the largest one tried."""
+    edges = []
+    for key, tried in zip(KEYS, (sweep.rates, sweep.rest_rates), strict=True):
+        if len(tried) > 1 and best[key] in (min(tried), max(tried)):
+            edges.append(key)
+    return edges
+
+
+def _with_rates(chain: Chain, rates: Sequence[Any]) -> Chain:
+    """The chain with a point's rates; they may be traced."""
+    return chain.replace(**dict(zip(KEYS, rates, strict=False)))
+
+
+def _one_by_one(
+    sweep: Sweep, workload: Any, seed: int, out: pathlib.Path
+) -> list[float | None]:
+    losses = []
+    for rates in sweep.points:
+        chain = _with_rates(sweep.chain, rates)
+        folder = out / runs.folder(chain, seed, sweep.facts)
+        number = seed * len(sweep.points) + len(losses) + 1
+        total = sweep.seeds * len(sweep.points)
+        terminal.report(f"run {number} of {total}: {chain}, seed {seed}")
+        steps = chain.length
+        try:
+            record = runs.finish(
+                workload,
+                chain.build()[0],
+                folder,
+                steps=steps,
+                seed=seed,
+                eval_every=steps,
+                measure=False,
+                label=f"{chain.name} seed {seed}",
+            )
+        except lab.LabError as error:
+            if not _has_diverged(folder):
+                raise
+            record = {"final_loss": None, "error": str(error)}
+            runs.write_json(folder / "result.json", record)
+        losses.append(record["final_loss"])
+    return losses
+
+
+def _has_diverged(folder: pathlib.Path) -> bool:
+    """Whether a run's log ends with a number that is not finite: null in JSON."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    rows = map(json.loads, lines)
+    return any(row.get(key, 0) is None for row in rows for key in DIVERGED)
+
+
+def _vmapped(
+    sweep: Sweep, workload: Any, seed: int, out: pathlib.Path
+) -> list[float | None]:
+    """Trains every point at once: the rates are traced numbers of one program."""
+    facts = {**sweep.facts, "points": sweep.points}
+    record = out / runs.folder(sweep.chain, seed, facts) / "result.json"
+    if not record.exists():
+        losses = _train_vmapped(sweep, workload, seed)
+        finite = [loss if math.isfinite(loss) else None for loss in losses]
+        runs.write_json(record, {"final_losses": finite})
+    return runs.read_json(record)["final_losses"]
+
+
+def _train_vmapped(sweep: Sweep, workload: Any, seed: int) -> list[float]:
+    graph, params, other = nnx.split(workload.make_model(seed), nnx.Param, ...)
+    rates = tuple(jnp.asarray(column) for column in zip(*sweep.points, strict=True))
+
+    def start(rates):
+        tx, _ = _with_rates(sweep.chain, rates).build()
+        return params, tx.init(params), other
+
+    def loss(params, other, batch):
+        model = nnx.merge(graph, params, other)
+        value, _ = workload.loss(model, batch)
+        # What a model changes beside its parameters, such as running means.
+        return value, nnx.split(model, nnx.Param, ...)[2]
+
+    def step(rates, state, batch):
+        params, opt_state, other = state
+        tx, _ = _with_rates(sweep.chain, rates).build()
+        gradient = jax.value_and_grad(loss, has_aux=True)
+        (value, other), grads = gradient(params, other, batch)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state, other), value
+
+    def evaluate(state, batch):
+        params, _, other = state
+        return loss(params, other, batch)[0]
+
+    step = jax.jit(jax.vmap(step, in_axes=(0, 0, None)), donate_argnums=1)
+    evaluate = jax.jit(jax.vmap(evaluate, in_axes=(0, None)))
+    state = jax.vmap(start)(rates)
+    label = f"{sweep.chain.name}, {len(sweep.points)} rates, seed {seed}"
+    with terminal.Bar(label, sweep.chain.length) as bar:
+        for count in range(sweep.chain.length):
+            begin = time.perf_counter()
+            state, losses = step(rates, state, workload.batch(seed, count))
+            best = float(jnp.nanmin(losses))
+            bar.update(count + 1, best, 1 / (time.perf_counter() - begin))
+    losses = [np.asarray(evaluate(state, b)) for b in workload.valid_batches()]
+    return [float(loss) for loss in np.stack(losses).mean(axis=0, dtype=np.float64)]

@@ -20,7 +20,8 @@ test:  ## the tests that a pull request must pass
 test-all:  ## the slow ones as well
 	$(PYTHON) -m pytest -m ""
 
-bench:  ## the main race with its default budget; results in runs/race
+bench:  ## the benchmarks, and the main race with its default budget into runs/race
+	for file in benchmarks/*.py; do $(PYTHON) $$file || exit 1; done
 	$(PYTHON) -m optlab.lab.cli race --out runs/race
 
 docs:  ## the site, every warning an error; result in site/

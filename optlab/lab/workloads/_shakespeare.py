@@ -77,6 +77,9 @@ def rotate(x: jax.Array, base: float = 10_000.0) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x.dtype)
 
 
+ZEROS = nnx.initializers.zeros_init()
+
+
 class Attention(nnx.Module):
     """Causal self-attention with rotary positions and normalised queries and keys."""
 
@@ -88,7 +91,7 @@ class Attention(nnx.Module):
         self.value = general(width, shape)
         self.query_norm = nnx.RMSNorm(shape[-1], rngs=rngs)
         self.key_norm = nnx.RMSNorm(shape[-1], rngs=rngs)
-        self.out = general(shape, width, axis=(-2, -1))
+        self.out = general(shape, width, axis=(-2, -1), kernel_init=ZEROS)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         q = rotate(self.query_norm(self.query(x)))
@@ -106,7 +109,9 @@ class Block(nnx.Module):
         self.attention = Attention(width, heads, rngs=rngs)
         self.feed_forward_norm = nnx.RMSNorm(width, rngs=rngs)
         self.up = nnx.Linear(width, 4 * width, use_bias=False, rngs=rngs)
-        self.down = nnx.Linear(4 * width, width, use_bias=False, rngs=rngs)
+        self.down = nnx.Linear(
+            4 * width, width, use_bias=False, kernel_init=ZEROS, rngs=rngs
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x + self.attention(self.attention_norm(x))
@@ -114,15 +119,22 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A small decoder-only transformer; maps (batch, t) codes to (batch, t, vocab)."""
+    """A small decoder-only transformer; maps (batch, t) codes to (batch, t, vocab).
+
+    Embeddings have unit variance; what writes to the residual stream and the head
+    start at zero, as in the fast small-model recipes of the day.
+    """
 
     def __init__(
         self, vocab: int, width: int, layers: int, heads: int, *, rngs: nnx.Rngs
     ):
-        self.embed = nnx.Embed(vocab, width, rngs=rngs)
+        unit = nnx.initializers.normal(1.0)
+        self.embed = nnx.Embed(vocab, width, embedding_init=unit, rngs=rngs)
         self.blocks = nnx.List([Block(width, heads, rngs=rngs) for _ in range(layers)])
         self.norm = nnx.RMSNorm(width, rngs=rngs)
-        self.head = nnx.Linear(width, vocab, use_bias=False, rngs=rngs)
+        self.head = nnx.Linear(
+            width, vocab, use_bias=False, kernel_init=ZEROS, rngs=rngs
+        )
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         x = self.embed(tokens)
@@ -138,8 +150,8 @@ class Size:
     width: int = 96
     layers: int = 3
     heads: int = 4
-    batch: int = 16
-    context: int = 96
+    batch: int = 32
+    context: int = 64
     valid_batches: int = 6
     valid_batch: int = 64
 

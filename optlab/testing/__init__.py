@@ -200,6 +200,8 @@ def _run(promise: Promise, subject: Subject) -> Outcome:
 
 def _ask(promise: Promise, subject: Subject) -> tuple[str, str]:
     try:
+        # Before anything else takes a step: the trajectory counts its compilations.
+        subject.trajectory()
         return _report.PASS, promise.test(subject)
     except NotApplicable as reason:
         return _report.NOT_APPLICABLE, str(reason)

@@ -171,9 +171,11 @@ def learning_rate_is_readable(subject: Subject) -> str:
     if not read:
         raise Broken("no rate in the state; end with links.scale_by_learning_rate")
     rate = subject.learning_rate
-    wanted = [] if rate is None else [(STEPS, float(np.float32(rate)))]
-    if rate is not None and not set(wanted) & set(read.values()):
-        raise Broken(f"wanted (count, rate) {wanted[0]} after the steps, read {read}")
+    if rate is not None and not any(
+        count == STEPS and np.isclose(read_rate, rate, rtol=1e-6)
+        for count, read_rate in read.values()
+    ):
+        raise Broken(f"wanted count {STEPS} and rate {rate:.4g}, read {read}")
     return ", ".join(f"{name or 'all'}: {rate:.3g}" for name, (_, rate) in read.items())
 
 

@@ -20,7 +20,7 @@ DESCENT_STEPS = 200
 RATES = tuple(10.0 ** (k / 2) for k in range(-8, 1))
 # Share of the first loss that must be gone with the best of those rates.
 DROP = 0.8
-# A float32 run against a float64 reference, relative to the distance moved.
+# A float32 update against a float64 one: Adam's 1 - 0.999^t is off by 3e-5 in float32.
 REFERENCE_TOLERANCE = 1e-4
 
 
@@ -61,19 +61,18 @@ def descends_rosenbrock(subject: Subject) -> str:
 
 
 def follows_reference(subject: Subject) -> str:
-    """The parameters are those of an independent float64 computation."""
+    """The updates are those of an independent float64 computation."""
     if subject.reference is None:
         raise NotApplicable("no reference given")
     double = functools.partial(jax.tree.map, _compare.wide)
     grads = [double(subject.gradients(k)) for k in range(STEPS)]
-    wanted = subject.reference(double(subject.params), grads)
+    points = [double(subject.params)]
+    points += subject.reference(points[0], grads)
     worst, where = 0.0, ""
-    for point, after in zip(subject.trajectory()[1:], wanted, strict=True):
-        moved = [
-            jax.tree.map(lambda p, q: _compare.wide(p) - _compare.wide(q), p, start)
-            for p, start in ((point.params, subject.params), (after, subject.params))
-        ]
-        worst, where = max((worst, where), _compare.gap(*moved))
+    for k, point in enumerate(subject.trajectory()[1:]):
+        # Updates, because parameters of float32 round off what a small one adds.
+        wanted = jax.tree.map(np.subtract, points[k + 1], points[k])
+        worst, where = max((worst, where), _compare.gap(point.updates, wanted))
     return _compare.require_small(worst, where, REFERENCE_TOLERANCE)
 
 

@@ -20,18 +20,15 @@ def resume_orbax(subject: Subject) -> str:
     checkpoint = _optional("orbax.checkpoint", "orbax-checkpoint")
 
     def round_trip(tree: Any) -> Any:
-        # Orbax refuses arrays without entries; they carry nothing but their shape.
-        leaves, structure = jax.tree.flatten(tree)
-        full = {str(i): x for i, x in enumerate(leaves) if x.size}
+        # Orbax refuses arrays without entries: one entry stands in for none.
+        full = jax.tree.map(lambda x: x if x.size else jnp.zeros(1, x.dtype), tree)
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "checkpoint"
             with checkpoint.StandardCheckpointer() as checkpointer:
                 checkpointer.save(path, full)
                 checkpointer.wait_until_finished()
                 restored = checkpointer.restore(path, full)
-        return structure.unflatten(
-            [restored.get(str(i), x) for i, x in enumerate(leaves)]
-        )
+        return jax.tree.map(lambda x, old: x if old.size else old, restored, tree)
 
     return _require_resume(subject, round_trip)
 

@@ -99,10 +99,11 @@ def hyperparameters_keep_precision(subject: Subject) -> str:
         states.append(state)
         updates.append(update)
     worst, where = _compare.gap(*states)
-    _compare.require_small(worst, f"state of bfloat16 parameters: {where}", 1e-4)
+    seen = _compare.require_small(worst, f"state of bfloat16 parameters: {where}", 1e-4)
     # The update itself is rounded to the 8 bits of bfloat16.
     worst, where = _compare.gap(*updates)
-    return _compare.require_small(worst, f"bfloat16 update: {where}", 2.0**-7)
+    rounded = _compare.require_small(worst, f"bfloat16 update: {where}", 2.0**-7)
+    return f"state: {seen}; update: {rounded}"
 
 
 def donation(subject: Subject) -> str:

@@ -138,8 +138,7 @@ class Subject:
         self.factory: Any = None if fixed else tx_or_build
         self.defaults = {} if fixed else _defaults(tx_or_build, row)
         self.tx: Any = tx_or_build if fixed else tx_or_build(**self.defaults)
-        self.name = row.name if row else getattr(tx_or_build, "__name__", "chain")
-        self.name = "chain" if fixed and not row else self.name
+        self.name = row.name if row else _name(tx_or_build)
         self.own_params = params is None
         self.params = default_params() if params is None else params
         needs = row.needs if row else ()
@@ -148,8 +147,9 @@ class Subject:
         self.reference = reference
         self.tolerance = tolerance
         self._made: dict[Callable[..., Any], Any] = {}
-        self._traces = 0
-        self._step = self.step_of(self.tx)
+        self.traces = 0
+        # (params, state, grads) -> (params, state, updates), compiled.
+        self.step = self.step_of(self.tx)
 
     @property
     def learning_rate(self) -> float | None:
@@ -172,7 +172,7 @@ class Subject:
 
         def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any, Any]:
             # Runs when JAX traces, hence once for each compilation.
-            self._traces += 1
+            self.traces += 1
             # The linear loss whose gradient at every point is `grads`.
             loss = functools.partial(optax.tree.vdot, grads)
             extra = self.extra_args(params, grads, loss)
@@ -180,13 +180,6 @@ class Subject:
             return optax.apply_updates(params, updates), state, updates
 
         return jax.jit(step)
-
-    def step(self, params: Any, state: Any, grads: Any) -> tuple[Any, Any, Any]:
-        """Takes one step of the chain: (params, state, updates)."""
-        # First of all comes the trajectory: it counts its compilations, and would
-        # find nothing to compile after other calls.
-        self.trajectory()
-        return self._step(params, state, grads)
 
     def once(self, make: "Callable[[Subject], Made]") -> Made:
         """Returns make(subject), computed once for all promises that ask."""
@@ -231,9 +224,15 @@ class Subject:
 
 
 def _trajectory(subject: Subject) -> tuple[list[Point], int]:
-    before = subject._traces
-    points = subject.run(subject._step, subject.tx.init(subject.params))
-    return points, subject._traces - before
+    before = subject.traces
+    points = subject.run(subject.step, subject.tx.init(subject.params))
+    return points, subject.traces - before
+
+
+def _name(tx_or_build: Any) -> str:
+    """Names a factory, also inside a partial; a transformation has no name."""
+    function = getattr(tx_or_build, "func", tx_or_build)
+    return getattr(function, "__name__", "chain")
 
 
 def _defaults(build: Callable[..., Any], row: catalog.Row | None) -> dict[str, Any]:

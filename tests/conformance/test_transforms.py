@@ -1,0 +1,43 @@
+"""Every optimizer of the catalogue, and the template, keeps every promise."""
+
+import functools
+
+import pytest
+
+from optlab import catalog, testing
+from tests import template_optimizer
+from tests.conformance import references
+
+ROWS = {row.name: row for row in catalog.rows("optimizers")}
+TEMPLATE = catalog.Row(
+    name="adamomentum",
+    build=template_optimizer.adamomentum,
+    room="optimizers",
+    family="adaptive",
+    paper=catalog.Paper(
+        "Wang et al.",
+        "Rethinking Adam: a twofold exponential moving average approach",
+        2021,
+        "https://arxiv.org/abs/2106.11514",
+    ),
+    defaults={"learning_rate": 1e-3},
+)
+
+
+@functools.cache
+def subject(name):
+    row = ROWS.get(name, TEMPLATE)
+    reference = references.of_row(row) if name in references.REFERENCES else None
+    return testing.Subject(row, reference=reference)
+
+
+@pytest.mark.parametrize("promise", testing.PROMISES)
+@pytest.mark.parametrize("name", [*ROWS, TEMPLATE.name])
+def test_the_row_keeps_the_promise(name, promise):
+    report = testing.check(subject(name), promises=[promise], print=False)
+    report.raise_for_failures()
+    outcome = report[promise]
+    if outcome.status == "not applicable":
+        # Here are eight devices and every package: nothing may be missing.
+        assert not outcome.detail.startswith("needs"), outcome.detail
+        pytest.skip(outcome.detail)

@@ -65,6 +65,19 @@ def nadamw(h):
     return adamw(h, nesterov=True)
 
 
+def adamomentum(h):
+    b1, b2 = h["b1"], h["b2"]
+
+    def step(p, g, t, memory):
+        m, v = (0.0, 0.0) if memory is None else memory
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * m * m + h["eps"]
+        u = m / (1 - b1**t) / np.sqrt(v / (1 - b2**t))
+        return p - h["learning_rate"] * u, (m, v)
+
+    return each_leaf(step)
+
+
 def lion(h):
     def step(p, g, t, memory):
         m = np.zeros_like(g) if memory is None else memory
@@ -122,6 +135,7 @@ def muon(h):
 
 
 REFERENCES = {
+    "adamomentum": adamomentum,
     "adamw": adamw,
     "lion": lion,
     "muon": muon,

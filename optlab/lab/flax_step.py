@@ -94,15 +94,16 @@ def evaluate(
     """Returns the loss and the other metrics of a model in evaluation mode.
 
     Args:
-      model: The model; dropout and the like are switched off in it.
+      model: The model; dropout and the like are off in a copy of it.
       batch: What the loss takes.
       loss: As for `train_step`.
     """
-    model.eval()
     graphdef, state = nnx.split(model)
 
     def run(state: Any, batch: Any) -> dict[str, jax.Array]:
-        value, others = loss(nnx.merge(graphdef, state), batch)
+        module = nnx.merge(graphdef, state, copy=True)
+        module.eval()
+        value, others = loss(module, batch)
         return {"loss": value, **others}
 
     return placement.automatic(run, None)(state, batch)
@@ -113,7 +114,8 @@ def _functional(model: nnx.Module, wrt: Any, loss: Callable[..., Any]) -> Any:
     graphdef, params, rest = nnx.split(model, wrt, ...)
 
     def run(params: Any, rest: Any, batch: Any) -> tuple[jax.Array, Any]:
-        module = nnx.merge(graphdef, params, rest)
+        # A copy, for the variables of another trace cannot be changed here.
+        module = nnx.merge(graphdef, params, rest, copy=True)
         value, _ = loss(module, batch)
         # Batch statistics and random streams have moved on.
         return value, nnx.split(module, wrt, ...)[2]
@@ -127,9 +129,12 @@ def _value_and_grad(run: Callable[..., Any], params: Any, rest: Any, batch: Any)
 
 
 def _value_fn(run: Callable[..., Any], rest: Any, batch: Any) -> Callable[..., Any]:
-    """From parameters to the loss on this batch, for line searches and the like."""
+    """From parameters to the loss on this batch, for line searches and the like.
+
+    Optax's line searches hand on extra arguments that are not theirs; none is needed.
+    """
     placed = placement.automatic(run, (None, rest))
-    return lambda params: placed(params, rest, batch)[0]
+    return lambda params, **_: placed(params, rest, batch)[0]
 
 
 def _extra_arguments(

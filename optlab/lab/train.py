@@ -256,10 +256,10 @@ class _Run:
         return min(step + BLOCK, self.steps, *ends)
 
     def _block(self, state: Any, step: int, stop: int) -> tuple[Any, list[Any]]:
-        scalars = []
+        key, scalars = jax.random.key(self.seed), []
         for index in range(step, stop):
             batch = self.where.batch(self.workload.batch(self.seed, index))
-            state, row = self.functions.step(state, batch, jax.random.key(self.seed))
+            state, row = self.functions.step(state, batch, key)
             scalars.append(row)
         return state, jax.device_get(scalars)
 

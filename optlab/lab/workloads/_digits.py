@@ -50,14 +50,14 @@ class ConvNet(nnx.Module):
     """Two 3x3 convolutions, each with a GELU and a pooling, then a linear head."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
-        self.first = nnx.Conv(1, channels, (3, 3), rngs=rngs)
-        self.second = nnx.Conv(channels, 2 * channels, (3, 3), rngs=rngs)
+        self.first_conv = nnx.Conv(1, channels, (3, 3), rngs=rngs)
+        self.second_conv = nnx.Conv(channels, 2 * channels, (3, 3), rngs=rngs)
         self.head = nnx.Linear(2 * 2 * 2 * channels, CLASSES, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         x = images
-        for convolution in (self.first, self.second):
-            x = nnx.avg_pool(nnx.gelu(convolution(x)), (2, 2), strides=(2, 2))
+        for conv in (self.first_conv, self.second_conv):
+            x = nnx.avg_pool(nnx.gelu(conv(x)), (2, 2), strides=(2, 2))
         return self.head(x.reshape(len(x), -1))
 
 

@@ -4,10 +4,10 @@ PYTHON ?= python3
 
 .PHONY: format check test test-all bench docs
 
-format:  ## what machines write: layout, import order, README's catalogue
+format:  ## what machines write: layout, import order, generated tables
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
-	$(PYTHON) docs/readme_catalogue.py
+	$(PYTHON) -m docs.tables
 
 check:  ## what machines read
 	$(PYTHON) -m ruff format --check .

@@ -9,7 +9,7 @@ from collections import defaultdict
 import pytest
 
 import optlab
-from docs import readme_catalogue
+from docs import tables
 from optlab import catalog
 from tests import architecture, public_names
 
@@ -135,18 +135,24 @@ def test_importing_optlab_loads_neither_flax_nor_matplotlib_nor_orbax():
 def test_the_readme_table_equals_the_catalogue():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     table = catalog.markdown_table()
-    assert readme_catalogue.splice(text, table) == text, "run `make format`"
+    assert table.strip() in text, "run `make format`"
     assert all(f"`{row.name}`" in table for row in catalog.rows())
 
 
+@pytest.mark.parametrize(("page", "name", "write"), tables.TABLES)
+def test_generated_tables_are_up_to_date(page, name, write):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert tables.splice(text, name, write()) == text, "run `make format`"
+
+
 def test_splicing_replaces_what_stands_between_the_marks_only():
-    begin, end = readme_catalogue.BEGIN, readme_catalogue.END
+    begin, end = "<!-- --8<-- [start:x] -->", "<!-- --8<-- [end:x] -->"
     text = f"before\n{begin}\nold\n{end}\nafter\n"
-    new = readme_catalogue.splice(text, "| new |")
+    new = tables.splice(text, "x", "| new |")
     assert new == f"before\n{begin}\n\n| new |\n\n{end}\nafter\n"
-    assert readme_catalogue.splice(new, "| new |") == new
+    assert tables.splice(new, "x", "| new |") == new
     with pytest.raises(ValueError, match="mark"):
-        readme_catalogue.splice("no marks", "| new |")
+        tables.splice("no marks", "x", "| new |")
 
 
 @pytest.mark.parametrize("row", catalog.rows(), ids=lambda row: row.name)

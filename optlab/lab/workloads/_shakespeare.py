@@ -19,6 +19,8 @@ from flax import nnx
 from optlab import lab
 from optlab.lab.workloads import _workload
 
+Initializer = jax.nn.initializers.Initializer
+
 
 @functools.cache
 def read_plays() -> tuple[str, ...]:
@@ -77,13 +79,10 @@ def rotate(x: jax.Array, base: float = 10_000.0) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x.dtype)
 
 
-ZEROS = nnx.initializers.zeros_init()
-
-
 class Attention(nnx.Module):
     """Causal self-attention with rotary positions and normalised queries and keys."""
 
-    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, *, last: Initializer, rngs: nnx.Rngs):
         shape = (heads, width // heads)
         general = functools.partial(nnx.LinearGeneral, use_bias=False, rngs=rngs)
         self.query = general(width, shape)
@@ -91,7 +90,7 @@ class Attention(nnx.Module):
         self.value = general(width, shape)
         self.query_norm = nnx.RMSNorm(shape[-1], rngs=rngs)
         self.key_norm = nnx.RMSNorm(shape[-1], rngs=rngs)
-        self.out = general(shape, width, axis=(-2, -1), kernel_init=ZEROS)
+        self.out = general(shape, width, axis=(-2, -1), kernel_init=last)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         q = rotate(self.query_norm(self.query(x)))
@@ -104,13 +103,13 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm transformer block: attention, then a GELU feed-forward layer."""
 
-    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, *, last: Initializer, rngs: nnx.Rngs):
         self.attention_norm = nnx.RMSNorm(width, rngs=rngs)
-        self.attention = Attention(width, heads, rngs=rngs)
+        self.attention = Attention(width, heads, last=last, rngs=rngs)
         self.feed_forward_norm = nnx.RMSNorm(width, rngs=rngs)
         self.up = nnx.Linear(width, 4 * width, use_bias=False, rngs=rngs)
         self.down = nnx.Linear(
-            4 * width, width, use_bias=False, kernel_init=ZEROS, rngs=rngs
+            4 * width, width, use_bias=False, kernel_init=last, rngs=rngs
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -121,19 +120,30 @@ class Block(nnx.Module):
 class Decoder(nnx.Module):
     """A small decoder-only transformer; maps (batch, t) codes to (batch, t, vocab).
 
-    Embeddings have unit variance; what writes to the residual stream and the head
-    start at zero, as in the fast small-model recipes of the day.
+    Embeddings have unit variance. `last` fills the layers that write to the residual
+    stream and the head: with zeros, as in the fast small-model recipes of the day, the
+    model begins as the empty sum; None gives Flax's LeCun normal.
     """
 
     def __init__(
-        self, vocab: int, width: int, layers: int, heads: int, *, rngs: nnx.Rngs
+        self,
+        vocab: int,
+        width: int,
+        layers: int,
+        heads: int,
+        *,
+        last: Initializer | None = None,
+        rngs: nnx.Rngs,
     ):
+        last = last or nnx.initializers.lecun_normal()
         unit = nnx.initializers.normal(1.0)
         self.embed = nnx.Embed(vocab, width, embedding_init=unit, rngs=rngs)
-        self.blocks = nnx.List([Block(width, heads, rngs=rngs) for _ in range(layers)])
+        self.blocks = nnx.List(
+            [Block(width, heads, last=last, rngs=rngs) for _ in range(layers)]
+        )
         self.norm = nnx.RMSNorm(width, rngs=rngs)
         self.head = nnx.Linear(
-            width, vocab, use_bias=False, kernel_init=ZEROS, rngs=rngs
+            width, vocab, use_bias=False, kernel_init=last, rngs=rngs
         )
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -145,7 +155,7 @@ class Decoder(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How large the model and its batches are; validation batches too."""
+    """How large the model and its batches are, and how its last layers begin."""
 
     width: int = 96
     layers: int = 3
@@ -154,10 +164,12 @@ class Size:
     context: int = 64
     valid_batches: int = 6
     valid_batch: int = 64
+    zeros: bool = True
 
 
 SIZES = {
     "default": Size(),
+    "lecun": Size(zeros=False),
     "tiny": Size(
         width=16,
         layers=1,
@@ -177,9 +189,13 @@ def shakespeare(size: str) -> _workload.Workload:
     train, valid, alphabet = encode_plays()
 
     def make_model(seed: int) -> Decoder:
-        rngs = nnx.Rngs(seed)
         return Decoder(
-            len(alphabet), picked.width, picked.layers, picked.heads, rngs=rngs
+            len(alphabet),
+            picked.width,
+            picked.layers,
+            picked.heads,
+            last=nnx.initializers.zeros_init() if picked.zeros else None,
+            rngs=nnx.Rngs(seed),
         )
 
     def batch(seed: int, step: int) -> _workload.Batch:

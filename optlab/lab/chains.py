@@ -81,7 +81,8 @@ class Part:
             for key, value in self.row.defaults.items()
             if key not in OWN_RULE and isinstance(value, Value)
         }
-        return Part(self.room, self.name, {**defaults, **more, **self.settings})
+        merged = {**more, **defaults, **more, **self.settings}  # `more` stands first
+        return Part(self.room, self.name, merged)
 
     def build(self, *arguments: Any, **more: Any) -> Any:
         """Builds what the row stands for.
@@ -172,7 +173,7 @@ class Chain:
         catalogue, as other settings do; a warm-up is 5 % of the steps and a decay 40 %.
 
         >>> str(parse("adamw:learning_rate=0.1+wsd").explicit(100))
-        'adamw:learning_rate=0.1+wsd:decay_steps=40,warmup_steps=5@100'
+        'adamw:learning_rate=0.1+wsd:warmup_steps=5,decay_steps=40@100'
 
         Args:
           steps: Steps of the run, if the text does not say them.

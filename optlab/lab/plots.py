@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from optlab.lab import report
+
 # Told apart by most colour-blind readers; the baseline is the quiet one.
 COLOURS = ("#6b7280", "#d1495b", "#00798c", "#edae49", "#6a4c93", "#3d5a80", "#52796f")
 INK = "#1f2933"
@@ -100,7 +102,7 @@ def _mark_crossing(
     step = chain["steps_to_baseline"]
     axes.plot([step, step], [0, target], color=colour, linewidth=1.2, linestyle=":")
     axes.annotate(
-        f"step {step}, {chain['step_ratio']:.0%}",
+        f"step {step}, {report.percent(chain['step_ratio'])}",
         (step, 0),
         xycoords=axes.get_xaxis_transform(),
         xytext=(5, 6 + 14 * height),
@@ -128,7 +130,7 @@ def _title(results: Mapping) -> str:
     best = min(reached, key=lambda chain: chain["steps_to_baseline"])
     return (
         f"{results['workload']}: {best['label']} reaches the final loss of"
-        f" {baseline['label']} in {best['step_ratio']:.0%} of its steps"
+        f" {baseline['label']} in {report.percent(best['step_ratio'])} of its steps"
     )
 
 

@@ -13,17 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from optlab.lab import plots, report, runs, terminal, workloads
+from optlab.lab import default_race, plots, report, runs, terminal, workloads
 from optlab.lab.chains import Chain, parse
-
-# The default race. The challenger gets this fraction of the baseline's steps.
-WORKLOAD = "shakespeare"
-BASELINE = "adamw+cosine"
-CHALLENGER = "muon+wsd"
-CHALLENGER_FRACTION = 0.4
-STEPS = 400
-SEEDS = 3
-EVAL_EVERY = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +35,9 @@ class Race:
 
     workload: str
     chains: tuple[Chain, ...]
-    seeds: int = SEEDS
+    seeds: int = default_race.SEEDS
     size: str = "default"
-    eval_every: int = EVAL_EVERY
+    eval_every: int = default_race.EVAL_EVERY
 
     def __post_init__(self):
         runs.check_workload(self.workload)
@@ -68,26 +59,25 @@ class Race:
     @property
     def facts(self) -> dict[str, Any]:
         """What decides the numbers of a run, beside its chain and its seed."""
+        workload = workloads.get(self.workload, size=self.size)
         return {
-            "workload": self.workload,
-            "size": self.size,
+            "workload": runs.fingerprint(workload),
             "eval_every": self.eval_every,
         }
 
 
 def plan(
-    workload: str = WORKLOAD,
+    workload: str = default_race.WORKLOAD,
     texts: Sequence[str] = (),
     steps: int | None = None,
     **settings: Any,
 ) -> Race:
     """Plans a race from the texts of its chains.
 
-    Without texts it is the default race: AdamW for `steps` steps against Muon with
-    40 % of them.
+    Without texts it is the default race, AdamW against Muon with 40 % of its steps.
 
     >>> [str(chain) for chain in plan(texts=["sgd:learning_rate=0.1+linear@9"]).chains]
-    ['sgd:learning_rate=0.1+linear:warmup_steps=0@9']
+    ['sgd:learning_rate=0.1,momentum=0.9+linear:warmup_steps=0@9']
 
     Args:
       workload: Name of the workload.
@@ -101,10 +91,10 @@ def plan(
     Raises:
       ValueError: If a chain, the workload or a number is not in order.
     """
-    steps = STEPS if steps is None else steps
+    steps = default_race.STEPS if steps is None else steps
     if not texts:
-        shorter = max(1, round(CHALLENGER_FRACTION * steps))
-        texts = (BASELINE, f"{CHALLENGER}@{shorter}")
+        shorter = max(1, round(default_race.CHALLENGER_FRACTION * steps))
+        texts = (default_race.BASELINE, f"{default_race.CHALLENGER}@{shorter}")
     parsed = tuple(parse(text).explicit(steps, workload) for text in texts)
     race = Race(workload, parsed, **settings)
     for chain in parsed:

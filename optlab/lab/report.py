@@ -80,6 +80,21 @@ def number(value: float | None, form: str) -> str:
     return "–" if value is None else form.format(value)
 
 
+def percent(ratio: float | None) -> str:
+    """Writes a ratio to a tenth of a percent.
+
+    >>> percent(0.4), percent(0.375), percent(None)
+    ('40%', '37.5%', '–')
+
+    Args:
+      ratio: The ratio; None if there is none.
+
+    Returns:
+      The percentage, or a dash.
+    """
+    return "–" if ratio is None else f"{round(100 * ratio, 1):g}%"
+
+
 def loss(summary: Mapping[str, float | None]) -> str:
     """Writes a mean loss with its spread over seeds.
 
@@ -113,7 +128,7 @@ def race_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
             str(chain["steps"]),
             loss(chain["final_loss"]),
             number(chain["steps_to_baseline"], "{}"),
-            number(chain["step_ratio"], "{:.0%}"),
+            percent(chain["step_ratio"]),
             number(chain["milliseconds_per_step"], "{:.1f}"),
             number(chain["optimizer_share"], "{:.0%}"),
             number(chain["state_bytes_per_parameter"], "{:.1f}"),
@@ -138,13 +153,12 @@ def headlines(results: Mapping[str, Any]) -> list[str]:
     for chain in others:
         seeds = [str(s or "never") for s in chain["steps_to_baseline_by_seed"]]
         by_seed = f" (by seed: {', '.join(seeds)})" if len(seeds) > 1 else ""
-        if chain["steps_to_baseline"] is None:
+        step, ratio = chain["steps_to_baseline"], percent(chain["step_ratio"])
+        if step is None:
             end = f"does not reach {goal} in {chain['steps']} steps{by_seed}."
         else:
-            end = (
-                f"reaches {goal} at step {chain['steps_to_baseline']}, in"
-                f" {chain['step_ratio']:.1%} of its {baseline['steps']} steps{by_seed}."
-            )
+            share = f"{ratio} of its {baseline['steps']} steps"
+            end = f"reaches {goal} at step {step}, in {share}{by_seed}."
         sentences.append(f"{chain['label']} {end}")
     return sentences
 

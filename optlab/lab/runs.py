@@ -1,6 +1,7 @@
 """One run in a folder of its own, finished once and then read back."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -15,11 +16,14 @@ from typing import Any
 
 import jax
 import optax
+from flax import nnx
 
-from optlab import lab
+from optlab import lab, trees
 from optlab.lab import chains, settings, train, workloads
 
 PACKAGES = ("optlab-jax", "jax", "jaxlib", "optax", "flax", "numpy")
+
+# Steps between checkpoints, in all but the longest runs.
 CHECKPOINT_EVERY = 100
 
 
@@ -39,8 +43,29 @@ def folder(chain: chains.Chain, seed: int, facts: Mapping[str, Any]) -> pathlib.
     return pathlib.Path(f"{chain.name}-{chain.steps}-{digest}") / f"seed-{seed}"
 
 
+@functools.cache
+def fingerprint(workload: workloads.Workload) -> str:
+    """Tells a workload from itself with another model or other data.
+
+    Args:
+      workload: The workload.
+
+    Returns:
+      Its name and a digest of its parameters' shapes and of its first batch.
+    """
+    model = nnx.eval_shape(lambda: workload.make_model(0))
+    shapes = [
+        f"{trees.path_string(path)} {leaf.shape} {leaf.dtype}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model))
+    ]
+    digest = hashlib.sha256("\n".join(shapes).encode())
+    for name, array in sorted(workload.batch(0, 0).items()):
+        digest.update(name.encode() + array.tobytes())
+    return f"{workload.name}-{digest.hexdigest()[:16]}"
+
+
 def finish(
-    workload: Any,
+    workload: workloads.Workload,
     tx: optax.GradientTransformation,
     out: pathlib.Path,
     *,
@@ -65,7 +90,7 @@ def finish(
     record = out / "result.json"
     if record.exists():
         return read_json(record)
-    more = {"checkpoint_every": min(CHECKPOINT_EVERY, steps), **more}
+    more = {"checkpoint_every": max(CHECKPOINT_EVERY, steps // 20), **more}
     result = train.train(workload, tx, steps=steps, out=out, **more)
     numbers = {
         field.name: _for_json(getattr(result, field.name))

@@ -13,11 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from optlab import lab
-from optlab.lab import race, runs, terminal, workloads
+from optlab.lab import flax_step, race, runs, terminal, workloads
 from optlab.lab.chains import Chain, parse
 
 # Rates of one point: the optimizer's and, if it has a rest, the rest's.
@@ -73,7 +72,8 @@ class Sweep:
     @property
     def facts(self) -> dict[str, Any]:
         """What decides the numbers of a run, beside its chain and its seed."""
-        return {"workload": self.workload, "size": self.size, "vmap": self.vmap}
+        workload = workloads.get(self.workload, size=self.size)
+        return {"workload": runs.fingerprint(workload), "vmap": self.vmap}
 
 
 def plan(workload: str, text: str, steps: int | None, **settings: Any) -> Sweep:
@@ -151,16 +151,16 @@ def summarise(sweep: Sweep, losses: Sequence[Sequence[float | None]]) -> dict[st
             {
                 "chain": str(_with_rates(sweep.chain, rates)),
                 "rates": dict(zip(KEYS, rates, strict=False)),
-                "final_loss": diverged
-                if len(finite) < len(own)
-                else race.spread(finite),
+                "final_loss": race.spread(finite) if finite == own else diverged,
                 "final_loss_by_seed": own,
             }
         )
     finished = [point for point in points if point["final_loss"]["mean"] is not None]
     best = min(finished, key=lambda point: point["final_loss"]["mean"], default=None)
     return {
-        **sweep.facts,
+        "workload": sweep.workload,
+        "size": sweep.size,
+        "vmap": sweep.vmap,
         "chain": sweep.chain.name,
         "steps": sweep.chain.steps,
         "seeds": list(range(sweep.seeds)),
@@ -194,15 +194,14 @@ def _one_by_one(
         number = seed * len(sweep.points) + len(losses) + 1
         total = sweep.seeds * len(sweep.points)
         terminal.report(f"run {number} of {total}: {chain}, seed {seed}")
-        steps = chain.length
         try:
             record = runs.finish(
                 workload,
                 chain.build()[0],
                 folder,
-                steps=steps,
+                steps=chain.length,
                 seed=seed,
-                eval_every=steps,
+                eval_every=chain.length,
                 measure=False,
                 label=f"{chain.name} seed {seed}",
             )
@@ -216,12 +215,12 @@ def _one_by_one(
 
 
 def _has_diverged(folder: pathlib.Path) -> bool:
-    """Whether a run's log ends with a number that is not finite: null in JSON."""
+    """Whether a run's log holds a number that is not finite: null in JSON."""
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
+        rows = [json.loads(line) for line in lines]
+    except (OSError, ValueError):
         return False
-    rows = map(json.loads, lines)
     return any(row.get(key, 0) is None for row in rows for key in DIVERGED)
 
 
@@ -239,40 +238,38 @@ def _vmapped(
 
 
 def _train_vmapped(sweep: Sweep, workload: Any, seed: int) -> list[float]:
-    graph, params, other = nnx.split(workload.make_model(seed), nnx.Param, ...)
+    initial = nnx.split(workload.make_model(seed))
     rates = tuple(jnp.asarray(column) for column in zip(*sweep.points, strict=True))
 
-    def start(rates):
+    def pair(rates: Any, state: Any = None) -> tuple[nnx.Module, nnx.Optimizer]:
+        model = nnx.merge(*initial, copy=True)
         tx, _ = _with_rates(sweep.chain, rates).build()
-        return params, tx.init(params), other
+        both = model, nnx.Optimizer(model, tx, wrt=nnx.Param)
+        if state is not None:
+            nnx.update(both, state)
+        return both
 
-    def loss(params, other, batch):
-        model = nnx.merge(graph, params, other)
-        value, _ = workload.loss(model, batch)
-        # What a model changes beside its parameters, such as running means.
-        return value, nnx.split(model, nnx.Param, ...)[2]
+    def start(rates: Any) -> Any:
+        return nnx.state(pair(rates))
 
-    def step(rates, state, batch):
-        params, opt_state, other = state
-        tx, _ = _with_rates(sweep.chain, rates).build()
-        gradient = jax.value_and_grad(loss, has_aux=True)
-        (value, other), grads = gradient(params, other, batch)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state, other), value
+    def step(rates: Any, state: Any, batch: Any, key: jax.Array) -> Any:
+        both = pair(rates, state)
+        scalars = flax_step.train_step(*both, batch, workload.loss, key=key)
+        return nnx.state(both), scalars["loss"]
 
-    def evaluate(state, batch):
-        params, _, other = state
-        return loss(params, other, batch)[0]
+    def evaluate(rates: Any, state: Any, batch: Any) -> jax.Array:
+        model, _ = pair(rates, state)
+        return flax_step.evaluate(model, batch, workload.loss)["loss"]
 
-    step = jax.jit(jax.vmap(step, in_axes=(0, 0, None)), donate_argnums=1)
-    evaluate = jax.jit(jax.vmap(evaluate, in_axes=(0, None)))
-    state = jax.vmap(start)(rates)
+    step = jax.jit(jax.vmap(step, in_axes=(0, 0, None, None)), donate_argnums=1)
+    evaluate = jax.jit(jax.vmap(evaluate, in_axes=(0, 0, None)))
+    state, key = jax.vmap(start)(rates), jax.random.key(seed)
     label = f"{sweep.chain.name}, {len(sweep.points)} rates, seed {seed}"
     with terminal.Bar(label, sweep.chain.length) as bar:
         for count in range(sweep.chain.length):
-            begin = time.perf_counter()
-            state, losses = step(rates, state, workload.batch(seed, count))
+            begin, batch = time.perf_counter(), workload.batch(seed, count)
+            state, losses = step(rates, state, batch, jax.random.fold_in(key, count))
             best = float(jnp.nanmin(losses))
             bar.update(count + 1, best, 1 / (time.perf_counter() - begin))
-    losses = [np.asarray(evaluate(state, b)) for b in workload.valid_batches()]
-    return [float(loss) for loss in np.stack(losses).mean(axis=0, dtype=np.float64)]
+    found = [evaluate(rates, state, batch) for batch in workload.valid_batches()]
+    return [float(loss) for loss in np.stack(found).mean(axis=0, dtype=np.float64)]

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from optlab import catalog, lab
-from optlab.lab import cli, race, sweep, train
+from optlab.lab import cli, race, sweep, train, workloads
 from optlab.lab.cli import options
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -62,6 +62,13 @@ def test_the_examples_of_a_command_have_flags_that_it_knows(command):
         words = cli.shlex.split(line.partition(">")[0])
         assert words[:2] == ["optlab", command]
         options.parse(command, options.flag_set(module.define), words[2:])
+
+
+@pytest.mark.parametrize("command", ["race", "train", "sweep"])
+def test_the_help_names_every_workload(command, capsys):
+    assert cli.main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in workloads.names())
 
 
 def test_help_and_the_catalogue_come_without_loading_flax():
@@ -193,7 +200,7 @@ def test_a_sweep_prints_its_best_chain(capsys, tmp_path, monkeypatch):
     assert cli.main(["sweep", *TINY, "--chain", "sgd+linear", *argv]) == 0
     out = capsys.readouterr().out
     assert "0.250" in out
-    assert "Best: sgd:momentum=0.9,learning_rate=0.2+linear:warmup_steps=0@4" in out
+    assert "Best: sgd:learning_rate=0.2,momentum=0.9+linear:warmup_steps=0@4" in out
     assert "edge" in out
 
 

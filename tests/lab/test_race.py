@@ -164,7 +164,7 @@ def test_a_race_that_was_killed_goes_on_and_ends_with_the_same_losses(tmp_path):
         command, env=env, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not (first := list(tmp_path.glob("killed/*/seed-0/result.json"))):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.002)
@@ -219,7 +219,7 @@ def test_steps_to_the_baseline_are_where_the_mean_curve_first_reaches_it():
     assert (winner["milliseconds_per_step"], winner["compile_seconds"]) == (500, 1)
 
     reached, missed = report.headlines(results)
-    assert "at step 20, in 50.0% of its 40 steps (by seed: 20, 30)" in reached
+    assert "at step 20, in 50% of its 40 steps (by seed: 20, 30)" in reached
     assert "does not reach" in missed and "(by seed: never, 30)" in missed
 
 

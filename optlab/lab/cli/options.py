@@ -3,9 +3,11 @@
 import contextlib
 import textwrap
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from absl import flags
+
+from optlab.lab import default_race
 
 # Width of the help's lines, their indent aside.
 WIDTH = 74
@@ -145,7 +147,12 @@ def define_workload(values: flags.FlagValues) -> None:
     Args:
       values: Set that receives them.
     """
-    flags.DEFINE_string("workload", "shakespeare", "What to train.", flag_values=values)
+    flags.DEFINE_string(
+        "workload",
+        default_race.WORKLOAD,
+        "What to train: shakespeare, digits or digits-vit.",
+        flag_values=values,
+    )
     flags.DEFINE_enum(
         "size",
         "default",
@@ -153,6 +160,19 @@ def define_workload(values: flags.FlagValues) -> None:
         "Size of the workload; tiny is for trying things out.",
         flag_values=values,
     )
+
+
+def define_counts(
+    values: flags.FlagValues, counts: Mapping[str, tuple[int, str]]
+) -> None:
+    """Defines flags that hold whole numbers of at least 1.
+
+    Args:
+      values: Set that receives them.
+      counts: Default and help by name.
+    """
+    for name, (default, text) in counts.items():
+        flags.DEFINE_integer(name, default, text, lower_bound=1, flag_values=values)
 
 
 def define_out(values: flags.FlagValues, default: str) -> None:

@@ -4,6 +4,7 @@ import types
 
 from absl import flags
 
+from optlab.lab import default_race
 from optlab.lab.cli import options
 
 EXAMPLES = """\
@@ -34,23 +35,18 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "chain", [], "A chain; the first one is the baseline.", flag_values=values
     )
-    flags.DEFINE_integer(
-        "steps",
-        None,
-        "Steps of the chains that do not say @STEPS; without chains, of the baseline.",
-        lower_bound=1,
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        "seeds", 3, "Number of seeds.", lower_bound=1, flag_values=values
-    )
-    flags.DEFINE_integer(
-        "eval_every",
-        10,
-        "Steps between evaluations on the validation data.",
-        lower_bound=1,
-        flag_values=values,
-    )
+    counts = {
+        "steps": (
+            default_race.STEPS,
+            "Steps of the chains without @STEPS; without chains, of the baseline.",
+        ),
+        "seeds": (default_race.SEEDS, "Number of seeds."),
+        "eval_every": (
+            default_race.EVAL_EVERY,
+            "Steps between evaluations on the validation data.",
+        ),
+    }
+    options.define_counts(values, counts)
     options.define_out(values, "runs/race")
 
 

@@ -33,16 +33,11 @@ def define(values: flags.FlagValues) -> None:
         "Learning rates of the rest, each tried with each of --rates.",
         flag_values=values,
     )
-    flags.DEFINE_integer(
-        "steps",
-        400,
-        "Steps of each run, if the chain does not say @STEPS.",
-        lower_bound=1,
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        "seeds", 1, "Number of seeds.", lower_bound=1, flag_values=values
-    )
+    counts = {
+        "steps": (400, "Steps of each run, if the chain does not say @STEPS."),
+        "seeds": (1, "Number of seeds."),
+    }
+    options.define_counts(values, counts)
     flags.DEFINE_boolean(
         "vmap",
         False,

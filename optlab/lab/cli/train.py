@@ -29,8 +29,7 @@ def define(values: flags.FlagValues) -> None:
         "checkpoint_every": (100, "Steps between checkpoints."),
         "keep": (3, "Checkpoints to keep."),
     }
-    for name, (default, text) in counts.items():
-        flags.DEFINE_integer(name, default, text, lower_bound=1, flag_values=values)
+    options.define_counts(values, counts)
     flags.DEFINE_integer(
         "seed",
         0,

@@ -5,6 +5,7 @@ and keeps its relative accuracy all the way down to 0. Counting what is left, no
 is done, is what makes that possible: 1 - t/T cancels near the end, (T - t)/T does not.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -139,7 +140,12 @@ def exponential(b: float | jax.Array, base: Shape = linear) -> Shape:
             " has no effect: use the base shape itself"
         )
 
+    # A number's logarithm in double precision: near 1 float32 has lost most of b - 1.
+    log = math.log(b) if isinstance(b, (int, float)) else jnp.log(b)
+
     def shape(u: jax.Array) -> jax.Array:
-        return jnp.expm1(base(u) * jnp.log(b)) / (b - 1)
+        v = base(u)
+        # Rounding must not move the start of the decay off 1.
+        return jnp.where(v == 1, 1.0, jnp.expm1(v * log) / (b - 1))
 
     return shape

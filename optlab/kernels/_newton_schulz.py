@@ -51,14 +51,14 @@ def polar_table(
     elif isinstance(coefficients, PolarTable):
         table = coefficients
     else:
-        rows = np.atleast_2d(np.asarray(coefficients, dtype=np.float64))
+        rows = np.asarray(coefficients, dtype=np.float64)
+        if rows.shape == (3,):
+            rows = np.tile(rows, (5 if steps is None else max(steps, 1), 1))
         if rows.ndim != 2 or rows.shape[-1] != 3 or not np.isfinite(rows).all():
             raise ValueError(
                 "newton_schulz: coefficients must be a name, a PolarTable, a finite"
                 f" triple (a, b, c) or one triple a step; got {coefficients!r}"
             )
-        if len(rows) == 1:
-            rows = np.repeat(rows, 5 if steps is None else max(steps, 1), axis=0)
         table = PolarTable(
             name="custom",
             rows=tuple((float(a), float(b), float(c)) for a, b, c in rows),

@@ -49,8 +49,10 @@ def adamw(
       `scale_by_adam`. Differs from `optax.adamw`: the second moment is float32 for
       bfloat16 parameters, and the state shows step and rate.
     """
-    return optax.chain(
-        links.in_float32(optax.scale_by_adam(b1, b2, eps)),
-        optax.add_decayed_weights(weight_decay, mask),
-        links.scale_by_learning_rate(learning_rate),
+    return links.in_float32(
+        optax.chain(
+            optax.scale_by_adam(b1, b2, eps),
+            optax.add_decayed_weights(weight_decay, mask),
+            links.scale_by_learning_rate(learning_rate),
+        )
     )

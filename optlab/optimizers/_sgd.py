@@ -43,4 +43,4 @@ def sgd(
     rate = links.scale_by_learning_rate(learning_rate)
     if momentum is None:
         return rate
-    return optax.chain(links.in_float32(optax.trace(momentum, nesterov)), rate)
+    return links.in_float32(optax.chain(optax.trace(momentum, nesterov), rate))

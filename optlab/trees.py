@@ -8,19 +8,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 # Last part of a path, or a part of it, that says what a leaf is. Names are those of
 # Flax's linen and nnx layers and of the usual transformer codebases.
 _VECTOR_NAMES = re.compile(r"bias|b|scale|gamma|beta|mean|var|offset")
 _WEIGHT_NAMES = re.compile(r"kernel|weight|w\d*|lora_[ab]|.*(_kernel|_weight|_proj)")
-_EMBEDDING_PARTS = re.compile(r".*embed.*|wte|wpe|pos(itional)?_?(enc.*|emb.*)?")
-_HEAD_PARTS = re.compile(r"(lm_|output_|classifier_)?head|logits|classifier|unembed.*")
-_NORM_PARTS = re.compile(
-    r".*norm(_?\d+)?|ln(_?\d+|_.*)?|(layer|batch|group|rms)_?norm.*"
+_REST_PARTS = re.compile(
+    r".*embed.*|(.*_)?tokens?|cls|wte|wpe|pos(itional)?_?(enc.*|emb.*)?"
+    r"|(lm_|output_|classifier_)?head|logits|classifier"
+    r"|.*norm(_?\d+)?|ln(_?\d+|_.*)?|(layer|batch|group|rms)_?norm.*|.*depthwise.*"
 )
 _QUERY_PARTS = re.compile(r"query|key|value|[qkv](_proj)?")
 _OUT_PARTS = re.compile(r"out|o(_proj)?|out_proj")
 _FUSED_PARTS = re.compile(r"(c_)?(attn|qkv|wqkv|query_key_value|qkv_proj|in_proj)")
+_STACKED_PARTS = re.compile(r".*experts?(_.*)?|moe(_.*)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +77,13 @@ def matrix_views(
         given rules                             as given
         fewer than two axes                     rest
         bias, scale, norms (stacked ones too)   rest
-        embeddings, positions, output heads     rest
+        embeddings, tokens, positions, heads    rest
         depthwise convolutions                  rest
         query, key, value (d, heads, head_dim)  in d, out heads x head_dim
         attention out (heads, head_dim, d)      in heads x head_dim, out d
+        fused qkv (d, 3, heads, head_dim)       in d, out the others
         (kh, kw, cin, cout), conv (k, cin, cout) in kh x kw x cin, out cout
-        (in, out), (_, in, out)                 in, out
+        (in, out), (_, in, out), experts        in, out
 
     Args:
       params: Linen dictionary, FrozenDict, `nnx.State` or any tree of arrays, tracers
@@ -117,13 +120,13 @@ def matrix_views(
         path = path_string(key_path)
         for pattern, given in rules:
             if re.search(pattern, path):
-                return _checked(path, jnp.shape(leaf), given)
+                who = f"trees.matrix_views: leaf {path!r}"
+                return given and _checked(who, jnp.shape(leaf), given)
         found, doubt = _guess(path, shapes)
         if strict and doubt:
             raise ValueError(
                 f"trees.matrix_views: leaf {path!r} of shape {jnp.shape(leaf)}:"
-                f" {doubt}. Say what it is: rules=[(r'<pattern>', MatrixView(...) or"
-                " None)]."
+                f" {doubt}. Say what it is: rules=[(pattern, MatrixView(...) or None)]"
             )
         return found
 
@@ -142,29 +145,24 @@ def _refuse_tied(leaves: list[tuple[Any, Any]]) -> None:
             )
 
 
-def _checked(path: str, shape: tuple, view: MatrixView | None) -> MatrixView | None:
+def _checked(who: str, shape: tuple, view: MatrixView) -> MatrixView:
     """Makes axes non-negative and checks that the view fits the shape."""
-    if view is None:
-        return None
-    axes = (*view.reduction, *view.output)
-    inside = all(-len(shape) <= axis < len(shape) for axis in axes)
-    axes = tuple(axis % len(shape) for axis in axes) if inside else axes
-    if (
-        not inside
-        or len(set(axes)) != len(axes)
-        or not view.reduction * len(view.output)
-    ):
+    axes, rank = (*view.reduction, *view.output), len(shape)
+    inside = all(-rank <= axis < rank for axis in axes)
+    axes = tuple(axis % rank for axis in axes) if inside else axes
+    twice = len(set(axes)) < len(axes)
+    if not inside or twice or not view.reduction or not view.output:
         raise ValueError(
-            f"trees.matrix_views: leaf {path!r} has shape {shape}, which the view"
-            f" {view} does not fit: each of reduction and output needs an axis, and no"
-            " axis may be named twice."
+            f"{who} has shape {shape}, which the view {view} does not fit: each of"
+            " reduction and output needs an axis, and no axis may be named twice."
         )
     reduction, output = axes[: len(view.reduction)], axes[len(view.reduction) :]
     columns = math.prod(shape[axis] for axis in output)
-    if view.split is not None and sum(view.split) != columns:
+    pieces = view.split or (columns,)
+    if sum(pieces) != columns or min(pieces) < min(1, columns):
         raise ValueError(
-            f"trees.matrix_views: leaf {path!r} of shape {shape} has {columns} columns,"
-            f" but split={view.split} sums to {sum(view.split)}."
+            f"{who} has shape {shape} and {columns} columns, which split={view.split}"
+            " must cut into pieces of one or more."
         )
     return MatrixView(reduction, output, view.split)
 
@@ -174,12 +172,8 @@ def _guess(path: str, shapes: dict[str, tuple]) -> tuple[MatrixView | None, str]
     shape, parts = shapes[path], path.lower().split("/")
     name, above = parts[-1], parts[-2] if len(parts) > 1 else ""
     rank = len(shape)
-    if rank < 2 or _VECTOR_NAMES.fullmatch(name):
-        return None, ""
-    for pattern in (_EMBEDDING_PARTS, _HEAD_PARTS, _NORM_PARTS):
-        if any(pattern.fullmatch(part) for part in parts):
-            return None, ""
-    if any("depthwise" in part for part in parts):
+    rest = _VECTOR_NAMES.fullmatch(name) or any(map(_REST_PARTS.fullmatch, parts))
+    if rank < 2 or rest:
         return None, ""
     siblings = path.rsplit("/", 2)[0] if len(parts) > 2 else None
 
@@ -201,12 +195,18 @@ def _guess(path: str, shapes: dict[str, tuple]) -> tuple[MatrixView | None, str]
         query = sibling(_QUERY_PARTS)
         if query is not None and shape[:-1] == (*query[: rank - 3], *query[rank - 2 :]):
             return MatrixView((rank - 3, rank - 2), (rank - 1,)), ""
-    if rank >= 4 or (rank == 3 and "conv" in above):
-        return MatrixView(tuple(range(rank - 1)), (rank - 1,)), ""
+    doubt = "" if _WEIGHT_NAMES.fullmatch(name) else "the name tells no role"
     if _FUSED_PARTS.fullmatch(above):
         doubt = "a fused projection is orthogonalised whole unless the view splits it"
-    else:
-        doubt = "" if _WEIGHT_NAMES.fullmatch(name) else "the name tells no role"
+        if rank >= 4:
+            return MatrixView((rank - 4,), (rank - 3, rank - 2, rank - 1)), doubt
+    elif any(map(_STACKED_PARTS.fullmatch, parts)):
+        pass
+    elif rank >= 4 or (rank == 3 and "conv" in above):
+        doubt = "" if "conv" in above and rank < 5 else "a convolution, or a stack?"
+        return MatrixView(tuple(range(rank - 1)), (rank - 1,)), doubt
+    elif rank == 3 and re.search("general|einsum", above):
+        doubt = "which axes does the layer sum over?"
     return MatrixView((rank - 2,), (rank - 1,)), doubt
 
 
@@ -299,22 +299,33 @@ def to_matrices(x: jax.Array, view: MatrixView) -> tuple[jax.Array, ...]:
       >>> trees.to_matrices(query, trees.MatrixView((0,), (2,)))[0].shape  # per head
       (2, 6, 3)
     """
-    batch = _batch_axes(view, x.ndim)
-    order = (*batch, *view.reduction, *view.output)
-    moved = x if order == tuple(range(x.ndim)) else jnp.transpose(x, order)
-    sizes = [
-        math.prod(x.shape[axis] for axis in axes)
-        for axes in (batch, view.reduction, view.output)
-    ]
-    stack = moved if moved.shape == tuple(sizes) else moved.reshape(sizes)
+    view = _checked("trees.to_matrices: the array", x.shape, view)
+    groups = (_batch_axes(view, x.ndim), view.reduction, view.output)
+    order = tuple(axis for group in groups for axis in group)
+    moved = jnp.transpose(x, order)
+    sizes = [math.prod(x.shape[axis] for axis in group) for group in groups]
+    sharding = jax.typeof(x).sharding
+    names = [jax.tree.leaves([sharding.spec[axis] for axis in g]) for g in groups]
+    stack = _reshaped(moved, sizes, sharding, [tuple(group) or None for group in names])
     if view.split is None:
         return (stack,)
     edges = [sum(view.split[:i]) for i in range(1, len(view.split))]
     return tuple(jnp.split(stack, edges, axis=-1))
 
 
+def _reshaped(x: jax.Array, shape: Sequence[int], sharding: Any, spec: Any):
+    """Reshapes; on a mesh with Explicit axes the placement has to be told."""
+    if not any(spec):
+        return x.reshape(shape)
+    place = NamedSharding(sharding.mesh, PartitionSpec(*spec))
+    return jax.lax.reshape(x, shape, out_sharding=place)
+
+
 def from_matrices(
-    matrices: Sequence[jax.Array], view: MatrixView, shape: tuple[int, ...]
+    matrices: Sequence[jax.Array],
+    view: MatrixView,
+    shape: tuple[int, ...],
+    sharding: Any = None,
 ) -> jax.Array:
     """Undoes `to_matrices`.
 
@@ -322,6 +333,7 @@ def from_matrices(
       matrices: The stacks, shape (k, m, n) each.
       view: The view that made them.
       shape: Shape of the original array.
+      sharding: On a mesh with Explicit axes, the original's `jax.typeof(x).sharding`.
 
     Returns:
       Array of that shape.
@@ -335,10 +347,11 @@ def from_matrices(
       True
     """
     stack = matrices[0] if view.split is None else jnp.concatenate(matrices, axis=-1)
+    view = _checked("trees.from_matrices: the array", shape, view)
     order = (*_batch_axes(view, len(shape)), *view.reduction, *view.output)
-    moved = stack.reshape([shape[axis] for axis in order])
-    inverse = sorted(range(len(shape)), key=order.__getitem__)
-    return moved if order == tuple(range(len(shape))) else jnp.transpose(moved, inverse)
+    spec = [sharding.spec[axis] for axis in order] if sharding else []
+    moved = _reshaped(stack, [shape[axis] for axis in order], sharding, spec)
+    return jnp.transpose(moved, sorted(range(len(shape)), key=order.__getitem__))
 
 
 def stack_by_shape(
@@ -350,7 +363,8 @@ def stack_by_shape(
 
     Args:
       arrays: Arrays of shape (k_i, ...). Those that agree in all but the first axis, in
-        dtype and, on a mesh with Explicit axes, in placement are joined.
+        dtype and, on a mesh with Explicit axes, in placement are joined; a stack whose
+        first axis is sharded stays alone, for joining would move it between devices.
 
     Returns:
       The joined arrays, and the function that cuts such a list back into the order and
@@ -366,15 +380,11 @@ def stack_by_shape(
     """
     groups: dict[Any, list[int]] = {}
     for index, x in enumerate(arrays):
-        key = (x.shape[1:], x.dtype, jax.typeof(x).sharding)
-        groups.setdefault(key, []).append(index)
+        sharding = jax.typeof(x).sharding
+        alone = index if any(sharding.spec[:1]) else None
+        groups.setdefault((x.shape[1:], x.dtype, sharding, alone), []).append(index)
     members = list(groups.values())
-    stacks = [
-        arrays[group[0]]
-        if len(group) == 1
-        else jnp.concatenate([arrays[index] for index in group])
-        for group in members
-    ]
+    stacks = [jnp.concatenate([arrays[index] for index in group]) for group in members]
     sizes = [x.shape[0] for x in arrays]
 
     def unstack(joined: Sequence[jax.Array]) -> list[jax.Array]:

@@ -40,14 +40,16 @@ def _mixed(momentum, b1, nesterov, count) -> tuple[Callable, Callable]:
     weight = 1.0 if momentum == "sum" else 1 - b1
 
     def accumulate(m, g):
-        return b1 * m + weight * g
+        # In the gradient's dtype: in a narrower accumulator's b1 would be rounded.
+        return b1 * m.astype(g.dtype) + weight * g
 
     def direction(m, g):
         if momentum == "bias_corrected":
-            t = count + 1
+            t = optax.safe_increment(count)
             if not nesterov:
                 return m / (1 - b1**t)
-            return b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
+            ahead = optax.safe_increment(t)
+            return b1 * m / (1 - b1**ahead) + (1 - b1) * g / (1 - b1**t)
         return b1 * m + weight * g if nesterov else m
 
     return accumulate, direction
@@ -194,7 +196,7 @@ def _orthogonalized(
     for owner, piece in zip(owners, unstack(scaled), strict=True):
         polar[owner].append(piece)
     return [
-        trees.from_matrices(parts, view, x.shape)
+        trees.from_matrices(parts, view, x.shape, jax.typeof(x).sharding)
         for parts, (_, view), x in zip(polar, views, leaves, strict=True)
     ]
 
@@ -285,8 +287,9 @@ def muon(
       `momentum='bias_corrected'`; it fails on meshes with Explicit axes and routes by
       the number of axes.
     """
-    matrices = optax.chain(
-        scale_by_muon(
+
+    def matrices(views: Any) -> optax.GradientTransformationExtraArgs:
+        core = scale_by_muon(
             b1=b1,
             nesterov=nesterov,
             momentum=momentum,
@@ -294,14 +297,32 @@ def muon(
             orthogonalize=orthogonalize,
             views=views,
             accumulator_dtype=accumulator_dtype,
-        ),
-        optax.add_decayed_weights(weight_decay, mask),
-        links.scale_by_learning_rate(learning_rate),
-    )
+        )
+        decay = optax.add_decayed_weights(weight_decay, mask)
+        rate = links.scale_by_learning_rate(learning_rate)
+        return links.in_float32(optax.chain(core, decay, rate))
+
+    alone = matrices(views)
     if rest is None:
-        return matrices
+        return alone
 
-    def labels(params: Any) -> Any:
-        return trees.labels(views(params) if callable(views) else views)
+    def routed(tree: Any) -> optax.GradientTransformationExtraArgs:
+        # The views come from the whole tree: inside the partition leaves of the rest
+        # are hidden, and how a leaf is read may depend on its neighbours.
+        found = views(tree) if callable(views) else views
+        return optax.partition(
+            {"matrix": matrices(found), "rest": rest}, trees.labels(found)
+        )
 
-    return optax.partition({"matrix": matrices, "rest": rest}, labels)
+    def init(params: optax.Params) -> Any:
+        return routed(params).init(params)
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        return routed(updates).update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,6 +1,8 @@
 """Kernels on a mesh: every device works on whole matrices of its own."""
 
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Callable
 
@@ -22,20 +24,43 @@ class OverAxis:
         """Applies the kernel to (k, m, n), or to one matrix (m, n)."""
         if x.ndim == 2:
             return self(x[None])[0]
+        if x.ndim != 3:
+            raise ValueError(
+                f"over_axis: needs a stack (k, m, n) or a matrix (m, n), got {x.shape}"
+            )
         devices = math.prod(self.mesh.shape[axis] for axis in self.axes)
         short = -x.shape[0] % devices
         # Padding with zero matrices is safe: kernels map zero to zero.
         padded = jnp.pad(x, ((0, short), (0, 0), (0, 0))) if short else x
         stacked = PartitionSpec(self.axes, None, None)
         if AxisType.Explicit in self.mesh.axis_types:
-            before = NamedSharding(self.mesh, jax.typeof(padded).sharding.spec)
-            y = jax.reshard(padded, NamedSharding(self.mesh, stacked))
-            y = jax.reshard(self.kernel(y), before)
+            way = [*_way(jax.typeof(padded).sharding.spec, self.axes), stacked]
+            places = [NamedSharding(self.mesh, spec) for spec in way]
+            y = functools.reduce(jax.reshard, places[1:], padded)
+            y = functools.reduce(jax.reshard, places[-2::-1], self.kernel(y))
         else:
             y = jax.shard_map(
                 self.kernel, mesh=self.mesh, in_specs=stacked, out_specs=stacked
             )(padded)
         return y[: x.shape[0]] if short else y
+
+
+def _way(spec: PartitionSpec, axes: tuple[str, ...]) -> list[PartitionSpec]:
+    """Placements between a stack's own and whole matrices on each device.
+
+    Mesh axes on the rows move to the stack, then mesh axes on the columns: each move is
+    one all-to-all, where a jump from both makes the compiler replicate the stack.
+    """
+    stack, *rest = [tuple(jax.tree.leaves([entry])) for entry in spec]
+    way = [spec]
+    if stack == axes[: len(stack)]:
+        owner = {axis: index for index, names in enumerate(rest) for axis in names}
+        for _, run in itertools.groupby(axes[len(stack) :], owner.get):
+            moved = tuple(run)
+            stack += moved
+            rest = [tuple(a for a in names if a not in moved) for names in rest]
+            way.append(PartitionSpec(*(names or None for names in (stack, *rest))))
+    return way
 
 
 def over_axis(
@@ -45,8 +70,8 @@ def over_axis(
 
     A stack of matrices, sharded in any way, is redistributed so that each device holds
     whole matrices, goes through the kernel there, and is sent back: two all-to-alls,
-    whatever the kernel does in between. A stack that does not divide is padded with
-    zero matrices.
+    whatever the kernel does in between, and four if rows and columns are both sharded.
+    A stack that does not divide is padded with zero matrices.
 
     Args:
       kernel: Maps (k, m, n) to (k, m, n) and zero to zero.

@@ -25,7 +25,7 @@ class Race:
       workload: Name of the workload.
       chains: The chains, explicit; the first one is the baseline.
       seeds: Number of seeds; they are 0, 1, ..., seeds - 1.
-      size: Size of the workload, "default" or "tiny".
+      size: Size of the workload, such as "default" or "tiny".
       eval_every: Steps between evaluations on the validation data.
 
     Raises:

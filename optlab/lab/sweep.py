@@ -38,7 +38,7 @@ class Sweep:
       rest_rates: Learning rates of the rest to try, each with each of `rates`; empty
         for the chain's own.
       seeds: Number of seeds; they are 0, 1, ..., seeds - 1.
-      size: Size of the workload, "default" or "tiny".
+      size: Size of the workload, such as "default" or "tiny".
       vmap: Whether all rates run at once.
 
     Raises:

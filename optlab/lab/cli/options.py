@@ -156,8 +156,9 @@ def define_workload(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "size",
         "default",
-        ["default", "tiny"],
-        "Size of the workload; tiny is for trying things out.",
+        ["default", "tiny", "lecun"],
+        "Size of the workload: tiny is for trying things out; lecun is shakespeare"
+        " with Flax's own initial values instead of zeros in the last layers.",
         flag_values=values,
     )
 

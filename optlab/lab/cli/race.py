@@ -10,7 +10,7 @@ from optlab.lab.cli import options
 EXAMPLES = """\
 optlab race
     the default: AdamW against Muon with 40 % of its steps, 3 seeds
-optlab race --steps 200 --seeds 1
+optlab race --steps 150 --seeds 1
     the same, half as long, one seed
 optlab race --workload digits --steps 100 --chain adamw+cosine \\
     --chain lion+linear

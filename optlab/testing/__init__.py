@@ -151,10 +151,10 @@ def check(
 
     Example:
       >>> from optlab import catalog, testing
-      >>> names = ["state_layout_is_stable", "zero_gradient"]
+      >>> names = ["no_recompilation", "zero_gradient"]
       >>> report = testing.check(catalog.get("lion"), promises=names)
-      state_layout_is_stable  pass            float32, bfloat16, float16, float64; ...
-      zero_gradient           pass
+      no_recompilation  pass            1 compilation, 4 steps
+      zero_gradient     pass
       lion: 2 pass, 0 fail, 0 not applicable
 
     Source:

@@ -56,6 +56,8 @@ def gap(got: Any, wanted: Any) -> tuple[float, str]:
     worst, where = 0.0, ""
     for (path, g), w in zip(leaves(got).items(), jax.tree.leaves(wanted), strict=True):
         g, w = wide(g), wide(w)
+        if g.shape != w.shape:
+            raise Broken(f"'{path}' has shape {g.shape}, wanted {w.shape}")
         same = (g == w) | (np.isnan(g) & np.isnan(w))
         with np.errstate(invalid="ignore"):
             error = np.where(same, 0.0, np.abs(g - w))

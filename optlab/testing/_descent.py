@@ -16,7 +16,7 @@ from optlab.testing._report import Broken, NotApplicable
 from optlab.testing._subject import STEPS, Subject
 
 DESCENT_STEPS = 200
-# A decade apart from another by half steps: the promise is descent, not tuning.
+# From 1e-4 to 1 by half decades: the promise is descent, not tuning.
 RATES = tuple(10.0 ** (k / 2) for k in range(-8, 1))
 # Share of the first loss that must be gone with the best of those rates.
 DROP = 0.8

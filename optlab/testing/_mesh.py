@@ -1,5 +1,6 @@
 """Promises about eight devices: the values of one device, and placement that stays."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -49,6 +50,8 @@ def _require_same_on_mesh(subject: Subject, axis_type: AxisType) -> str:
 
     with jax.set_mesh(mesh):
         got = _walk(subject, tx, step, place(params), [place(g) for g in grads])
+        if axis_type == AxisType.Explicit:
+            _require_same_types(got[0][1], jax.eval_shape(tx.init, got[0][0]))
         for k in range(STEPS):
             _require_placed(got[k][1], got[k + 1][1], "the state")
             _require_placed(got[0][0], got[k + 1][2], "the update")
@@ -126,6 +129,23 @@ def _require_placed(before: Any, after: Any, what: str) -> None:
         raise Broken(
             f"{what} '{path}' moved from {_placement(old)} to {_placement(new)}"
         )
+
+
+def _require_same_types(eager: Any, traced: Any) -> None:
+    """Checks that `init` places a state alike with and without `jax.jit`."""
+    for (path, x), y in zip(
+        _compare.leaves(eager).items(), jax.tree.leaves(traced), strict=True
+    ):
+        # An abstract array that is cut nowhere has no sharding at all.
+        start = _cuts(jax.typeof(x).sharding.spec)
+        inside = _cuts(y.sharding.spec if y.sharding else ())
+        if start != inside:
+            raise Broken(f"the state '{path}' starts cut {start}, under jit {inside}")
+
+
+def _cuts(spec: Iterable[Any]) -> dict[int, Any]:
+    """Returns the mesh axes by the array axes that they cut."""
+    return {axis: name for axis, name in enumerate(spec) if name}
 
 
 def _placement(x: jax.Array) -> str:

@@ -130,7 +130,7 @@ def donation(subject: Subject) -> str:
 def no_recompilation(subject: Subject) -> str:
     """The second step and all later ones use the program of the first."""
     points = subject.trajectory()
-    if subject.compilations() != 1:
+    if subject.compilations() > 1:
         steps = f"{subject.compilations()} compilations in {len(points) - 1} steps"
         layouts = [_compare.layout_difference(points[0].state, p.state) for p in points]
         raise Broken(f"{steps}; {next(filter(None, layouts), 'same layout')}")
@@ -161,17 +161,11 @@ def count_saturates(subject: Subject) -> str:
     """After 2**31 - 1 steps the counters stay there and updates stay finite."""
     point = subject.trajectory()[-1]
 
-    def late(x: jax.Array) -> jax.Array:
-        is_count = x.dtype == jnp.int32 and x.ndim == 0
-        return jnp.asarray(LARGEST_COUNT, jnp.int32) if is_count else x
+    def is_count(x: jax.Array) -> bool:
+        return x.dtype == jnp.int32 and x.ndim == 0
 
-    state = jax.tree.map(late, point.state)
-    counts = sum(
-        bool(a is not b)
-        for a, b in zip(
-            jax.tree.leaves(state), jax.tree.leaves(point.state), strict=True
-        )
-    )
+    last = jnp.asarray(LARGEST_COUNT, jnp.int32)
+    state = jax.tree.map(lambda x: last if is_count(x) else x, point.state)
     _, state, updates = subject.step(point.params, state, subject.gradients(0))
     for path, leaf in _compare.leaves(state).items():
         if leaf.dtype == jnp.int32 and np.any(np.asarray(leaf) < 0):
@@ -179,7 +173,7 @@ def count_saturates(subject: Subject) -> str:
     path = _compare.first_nonfinite(updates)
     if path:
         raise Broken(f"the update of '{path}' is not finite")
-    return f"{counts} counters"
+    return f"{sum(map(is_count, jax.tree.leaves(state)))} counters"
 
 
 def tree_map_params(subject: Subject) -> str:

@@ -42,7 +42,7 @@ def counts(row):
 
 
 @with_argument("warmup_steps")
-@pytest.mark.parametrize("warmup", [0, 1, 7])
+@pytest.mark.parametrize("warmup", [0, 1, 7, 50])
 def test_at_the_end_of_the_warmup_the_rate_is_exactly_the_peak(row, warmup):
     schedule = build(row, warmup_steps=warmup)
     assert schedule(warmup) == np.float32(PEAK)

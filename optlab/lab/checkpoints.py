@@ -127,7 +127,10 @@ class Checkpoints:
 
     def describe(self) -> str:
         """Says, for an error message, what one can go back to."""
-        steps = self.steps()
+        try:
+            steps = self.steps()
+        except OSError as error:
+            return f"unknown, for {self._folder} cannot be read: {error.strerror}"
         return f"step {steps[-1]} in {self._folder}" if steps else "none"
 
     def save(self, step: int, state: Any) -> None:
@@ -153,7 +156,8 @@ class Checkpoints:
                 shutil.rmtree(self._path(old))
         # Orbax hands on errors of its storage layer, which are of many kinds.
         except Exception as error:
-            self._remove_unfinished()
+            with contextlib.suppress(OSError):
+                self._remove_unfinished()
             reason = str(error).splitlines()[0]
             raise lab.LabError(
                 f"cannot save the checkpoint of step {step}: {reason}; last good"

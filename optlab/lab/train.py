@@ -165,7 +165,8 @@ def _initial_state(
 
 
 def _strong(leaf: jax.Array) -> jax.Array:
-    return lax.convert_element_type(leaf, leaf.dtype) if leaf.weak_type else leaf
+    weak = getattr(leaf, "weak_type", False)  # Random keys do not have it.
+    return lax.convert_element_type(leaf, leaf.dtype) if weak else leaf
 
 
 class _Functions(NamedTuple):

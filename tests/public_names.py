@@ -1,7 +1,6 @@
 """Walks the public surface of optlab: its modules and the names in them."""
 
 import importlib
-import inspect
 import pkgutil
 import re
 import types
@@ -45,11 +44,6 @@ def paths() -> dict[str, object]:
         for module in modules()
         for name, thing in names(module).items()
     }
-
-
-def is_documented_kind(thing: object) -> bool:
-    """Tells functions and classes, which carry docstrings, from plain data."""
-    return inspect.isclass(thing) or inspect.isroutine(thing) or callable(thing)
 
 
 def _below(package: types.ModuleType, private: bool) -> Iterator[types.ModuleType]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from optlab import catalog, links, testing
 
@@ -208,6 +209,14 @@ def test_without_the_package_the_resume_promise_says_which(
     report = testing.check(my_chain, my_params(), promises=[promise], print=False)
     assert report[promise].status == "not applicable"
     assert report[promise].detail == f"needs {package}"
+
+
+def test_parameters_that_flax_cannot_save_are_not_held_against_the_chain():
+    params = nnx.state(nnx.Linear(8, 4, rngs=nnx.Rngs(0)), nnx.Param)
+    promises = [*QUICK, "masked", "explicit_mesh", "resume_msgpack"]
+    report = testing.check(my_chain, params, promises=promises, print=False)
+    report.raise_for_failures()
+    assert "cannot save these parameters" in report["resume_msgpack"].detail
 
 
 def test_an_optax_factory_is_named_and_built_from_a_partial():

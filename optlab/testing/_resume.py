@@ -36,6 +36,11 @@ def resume_orbax(subject: Subject) -> str:
 def resume_msgpack(subject: Subject) -> str:
     """A run restored by Flax's msgpack goes on with the same bits."""
     serialization = _optional("flax.serialization", "flax")
+    try:
+        serialization.to_bytes(subject.params)
+    except TypeError as error:
+        # An nnx.State, for one: that is not the chain's doing.
+        raise NotApplicable(f"Flax cannot save these parameters: {error}") from error
 
     def round_trip(tree: Any) -> Any:
         data = serialization.to_bytes(tree)

@@ -31,7 +31,34 @@ class Tuned:
     command: str
 
 
-ROWS: tuple[Tuned, ...] = ()
+ROWS: tuple[Tuned, ...] = (
+    Tuned(
+        workload="shakespeare",
+        optimizer="adamw",
+        schedule="linear",
+        steps=300,
+        rates={"learning_rate": 0.011},
+        loss=1.759,
+        command=(
+            "optlab sweep --workload shakespeare"
+            " --chain adamw:b1=0.7,b2=0.99+linear:warmup_steps=40@300"
+            " --rates 0.005,0.008,0.011,0.016"
+        ),
+    ),
+    Tuned(
+        workload="shakespeare",
+        optimizer="muon",
+        schedule="linear",
+        steps=120,
+        rates={"learning_rate": 0.14, "rest.learning_rate": 0.045},
+        loss=1.746,
+        command=(
+            "optlab sweep --workload shakespeare"
+            " --chain muon:b1=0.85,rest.b1=0.7,rest.b2=0.99+linear:warmup_steps=0@120"
+            " --rates 0.07,0.1,0.14,0.2 --rest-rates 0.02,0.03,0.045,0.06"
+        ),
+    ),
+)
 
 
 def find(workload: str, optimizer: str, schedule: str) -> Mapping[str, float]:

@@ -1,0 +1,135 @@
+"""Shapes: from 1 to 0, the identities between published schedules, accuracy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optlab.schedules import shapes
+
+# Numbers u in [0, 1] that float32 holds exactly, so float64 sees the same ones.
+U = np.linspace(0, 1, 257)
+ORDERS = (1.0001, 1.1, 1.5, 2.0, 7.0, 10.0, 100.0, 0.5, 0.1)
+SHAPES = {
+    "linear": (shapes.linear, lambda u: u),
+    "cosine": (shapes.cosine, lambda u: (1 - np.cos(np.pi * u)) / 2),
+    "one_minus_sqrt": (shapes.one_minus_sqrt, lambda u: 1 - np.sqrt(1 - u)),
+    "rex": (shapes.moebius(0.5), lambda u: u / (0.5 + u / 2)),
+    "uba": (shapes.moebius(2.5, shapes.cosine), None),
+    **{
+        f"exponential {b}": (
+            shapes.exponential(b),
+            lambda u, b=b: np.expm1(u * np.log(b)) / (b - 1),
+        )
+        for b in ORDERS
+    },
+    "power": (shapes.exponential(10.0, shapes.cosine), None),
+}
+over_shapes = pytest.mark.parametrize("name", SHAPES)
+
+
+def at(shape, u=U):
+    return np.asarray(shape(jnp.asarray(u, jnp.float32)))
+
+
+@over_shapes
+def test_starts_at_exactly_one_and_ends_at_exactly_nothing(name):
+    shape, _ = SHAPES[name]
+    for run in (shape, jax.jit(shape)):
+        assert run(jnp.float32(1.0)) == 1
+        assert run(jnp.float32(0.0)) == 0
+
+
+@over_shapes
+def test_falls_steadily_between(name):
+    values = at(SHAPES[name][0])
+    assert (np.diff(values) > 0).all()
+
+
+@pytest.mark.parametrize("name", [name for name in SHAPES if SHAPES[name][1]])
+def test_equals_the_formula(name):
+    shape, formula = SHAPES[name]
+    np.testing.assert_allclose(at(shape), formula(U), rtol=2e-6, atol=1e-12)
+
+
+@over_shapes
+def test_keeps_its_relative_accuracy_near_the_end(name):
+    u = np.float32(2.0) ** -np.arange(8, 40, 4)
+    with jax.enable_x64(True):
+        want = np.asarray(SHAPES[name][0](jnp.asarray(u, jnp.float64)))
+    np.testing.assert_allclose(at(SHAPES[name][0], u), want, rtol=2e-6)
+
+
+def test_the_moebius_map_of_one_changes_nothing():
+    # v + (1 - v) may round: one unit in the last place.
+    np.testing.assert_allclose(at(shapes.moebius(1.0)), U, rtol=1.2e-7)
+    identity = shapes.moebius(1.0, shapes.cosine)
+    np.testing.assert_allclose(at(identity), at(shapes.cosine), rtol=1.2e-7)
+
+
+def test_moebius_maps_compose_by_multiplying():
+    twice = shapes.moebius(0.5, shapes.moebius(0.5))
+    np.testing.assert_allclose(at(twice), at(shapes.moebius(0.25)), rtol=1e-6)
+
+
+def test_the_midpoint_of_rex_is_two_thirds_not_the_widely_copied_ten_elevenths():
+    np.testing.assert_allclose(shapes.moebius(0.5)(0.5), 2 / 3, rtol=1e-7)
+    np.testing.assert_allclose(shapes.moebius(0.1)(0.5), 10 / 11, rtol=1e-7)
+    area = np.trapezoid(at(shapes.moebius(0.5)), U)
+    np.testing.assert_allclose(area, 2 - 2 * np.log(2), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("phi", "middle"),
+    [(0.25, 8 / 9), (0.5, 4 / 5), (1, 2 / 3), (2, 1 / 2), (5, 2 / 7)],
+)
+def test_the_unified_schedule_is_the_moebius_map_of_the_cosine(phi, middle):
+    shape = shapes.moebius(phi / 2, shapes.cosine)
+    np.testing.assert_allclose(shape(0.5), middle, rtol=1e-6)
+    # Its published form, with the tangent of half the angle done.
+    u = U[1:-1]
+    tangent = np.tan(np.pi / 2 * (1 - u))
+    np.testing.assert_allclose(at(shape, u), 1 / (1 + phi / 2 * tangent**2), rtol=2e-6)
+
+
+def test_exponential_maps_compose_with_the_inverse_order():
+    mixed = at(shapes.exponential(1 / 9.0))
+    np.testing.assert_allclose(mixed, 1 - at(shapes.exponential(9.0))[::-1], atol=1e-6)
+
+
+def test_an_order_near_one_does_not_lose_its_digits():
+    np.testing.assert_allclose(at(shapes.exponential(1 + 1e-6)), U, rtol=2e-6)
+
+
+@pytest.mark.parametrize("k", [0, -1.0, float("nan")])
+def test_a_number_that_is_not_positive_is_refused(k):
+    with pytest.raises(ValueError, match="k must be positive"):
+        shapes.moebius(k)
+    with pytest.raises(ValueError, match="b must be positive"):
+        shapes.exponential(k)
+
+
+def test_order_one_is_refused_and_the_base_suggested():
+    with pytest.raises(ValueError, match="use the base shape itself"):
+        shapes.exponential(1)
+
+
+def test_a_traced_parameter_compiles_once():
+    traces = []
+
+    @jax.jit
+    def value(k, u):
+        traces.append(1)
+        return shapes.moebius(k)(u), shapes.exponential(k)(u)
+
+    for k in (0.5, 3.0):
+        want = shapes.moebius(k)(0.3), shapes.exponential(k)(0.3)
+        np.testing.assert_allclose(value(k, 0.3), want, rtol=1e-6)
+    assert len(traces) == 1
+
+
+def test_gradients_in_the_parameter_are_finite_at_both_ends():
+    for make in (shapes.moebius, shapes.exponential):
+        for u in (0.0, 0.5, 1.0):
+            slope = jax.grad(lambda k, u=u, make=make: make(k)(jnp.float32(u)))(3.0)
+            assert np.isfinite(slope)

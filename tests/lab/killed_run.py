@@ -1,6 +1,6 @@
 """A training command for `test_kill`, which kills itself at a moment that is given.
 
-usage: killed_run.py OUT MOMENT; it prints a digest of the final parameters.
+usage: killed_run.py OUT WORKLOAD MOMENT; it prints a digest of the final parameters.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from flax import nnx
 
 from optlab import optimizers, schedules
 from optlab.lab import train, workloads
+from tests.lab import toy
 
 STEPS = 9
 KILL_STEP = 6
@@ -63,8 +64,9 @@ def kill_at(moment, workload):
     return workload
 
 
-def main(out, moment):
-    workload = kill_at(moment, workloads.get("shakespeare", size="tiny"))
+def main(out, name, moment):
+    whole = toy.WORKLOAD if name == "toy" else workloads.get(name, size="tiny")
+    workload = kill_at(moment, whole)
     model = workload.make_model(0)
     train.train(
         workload,

@@ -1,0 +1,164 @@
+"""Links that every optimizer shares: the rate with its state, float32 inside."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from optlab import links
+
+LAST = 2**31 - 1
+
+
+def ramp(count):
+    return 0.5 / (1 + count)
+
+
+def run(tx, steps, gradient=None, state=None):
+    gradient = jnp.array([1.0, -2.0]) if gradient is None else gradient
+    state = tx.init(gradient) if state is None else state
+    for _ in range(steps):
+        updates, state = tx.update(gradient, state)
+    return updates, state
+
+
+@pytest.mark.parametrize(
+    "rate", [0.25, 1, np.float64(0.25), jnp.float32(0.25), ramp, lambda _: 0.25]
+)
+def test_the_state_has_one_layout_for_every_kind_of_rate(rate):
+    state = links.scale_by_learning_rate(rate).init(jnp.ones(2, jnp.bfloat16))
+    assert isinstance(state, links.ScaleByLearningRateState)
+    assert (state.count.shape, state.count.dtype) == ((), jnp.int32)
+    assert (state.learning_rate.shape, state.learning_rate.dtype) == ((), jnp.float32)
+    _, after = links.scale_by_learning_rate(rate).update(jnp.ones(2), state)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert after.learning_rate.dtype == jnp.float32
+    assert not after.count.weak_type
+    assert not after.learning_rate.weak_type
+
+
+def test_the_first_update_uses_step_zero_and_the_state_holds_the_rate_used():
+    tx = links.scale_by_learning_rate(ramp)
+    state = tx.init(jnp.ones(1))
+    assert (state.count, state.learning_rate) == (0, 0.5)
+    for step in range(4):
+        updates, state = tx.update(jnp.ones(1), state)
+        assert state.count == step + 1
+        assert state.learning_rate == np.float32(ramp(step))
+        np.testing.assert_array_equal(updates, [-state.learning_rate])
+
+
+def test_equals_optax_for_constants_and_schedules():
+    for rate in (0.3, ramp):
+        ours, _ = run(links.scale_by_learning_rate(rate), 3)
+        theirs, _ = run(optax.scale_by_learning_rate(rate), 3)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-7)
+
+
+def test_a_run_can_change_from_a_constant_to_a_schedule_when_it_resumes():
+    _, state = run(links.scale_by_learning_rate(0.1), 3)
+    updates, state = run(links.scale_by_learning_rate(ramp), 1, state=state)
+    np.testing.assert_allclose(updates, -ramp(3) * np.array([1.0, -2.0]), rtol=1e-7)
+    updates, state = run(links.scale_by_learning_rate(0.1), 1, state=state)
+    np.testing.assert_allclose(updates, -0.1 * np.array([1.0, -2.0]), rtol=1e-7)
+    assert state.count == 5
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_updates_keep_their_dtype_and_the_rate_its_precision(dtype):
+    gradient = jnp.ones(3, dtype)
+    updates, state = run(links.scale_by_learning_rate(0.001), 1, gradient)
+    assert updates.dtype == gradient.dtype
+    assert state.learning_rate == np.float32(0.001)  # 0.00099945 in bfloat16
+    np.testing.assert_array_equal(updates, jnp.full(3, -0.001, dtype))
+
+
+def test_the_count_stays_at_the_largest_integer():
+    tx = links.scale_by_learning_rate(0.1)
+    state = tx.init(jnp.ones(2))._replace(count=jnp.int32(LAST))
+    _, state = run(tx, 2, state=state)
+    assert state.count == LAST
+
+
+def test_the_state_never_aliases_the_callers_rate():
+    rate = jnp.float32(0.1)
+    tx = links.scale_by_learning_rate(rate)
+    step = jax.jit(tx.update, donate_argnums=1)
+    state = tx.init(jnp.ones(2))
+    for _ in range(2):
+        _, state = step(jnp.ones(2), state)
+    assert rate + 0 == np.float32(0.1)  # raises if the buffer was given away
+
+
+def test_a_traced_rate_compiles_once():
+    traces = []
+
+    @jax.jit
+    def update(rate, state):
+        traces.append(1)
+        return links.scale_by_learning_rate(rate).update(jnp.ones(2), state)
+
+    state = links.scale_by_learning_rate(0.0).init(jnp.ones(2))
+    for rate in (0.1, 0.2):
+        updates, state = update(rate, state)
+        np.testing.assert_allclose(updates, -rate)
+    assert len(traces) == 1
+
+
+def test_unknown_extra_arguments_are_ignored():
+    tx = links.scale_by_learning_rate(0.5)
+    updates, _ = tx.update(jnp.ones(1), tx.init(jnp.ones(1)), value=3.0, new=None)
+    assert updates == -0.5
+
+
+def test_widen_touches_only_half_precision():
+    dtypes = ("bfloat16", "float16", "float32", "int32", "bool")
+    want = ("float32", "float32", "float32", "int32", "bool")
+    tree = {name: jnp.zeros(2, name) for name in dtypes}
+    for leaves in (tree, jax.eval_shape(lambda: tree)):
+        wide = links.widen(leaves)
+        assert tuple(wide[name].dtype.name for name in dtypes) == want
+        assert wide["float32"] is leaves["float32"]
+        assert type(wide["float16"]) is type(wide["float32"])
+    assert links.widen(None) is None
+
+
+def test_in_float32_an_average_of_slow_decay_moves():
+    gradient = jnp.ones(4, jnp.bfloat16)
+    tx = links.in_float32(optax.scale_by_adam(b2=0.999))
+    updates, state = run(tx, 3, gradient)
+    assert updates.dtype == jnp.bfloat16
+    assert (state.mu.dtype, state.nu.dtype) == (jnp.float32, jnp.float32)
+    np.testing.assert_allclose(state.nu, 1 - 0.999**3, rtol=1e-4)
+    # The reason for the link: Optax alone keeps the average in bfloat16.
+    _, theirs = run(optax.scale_by_adam(b2=0.999), 3, gradient)
+    assert theirs.nu.dtype == jnp.bfloat16
+
+
+def test_in_float32_leaves_wide_trees_alone():
+    gradient = jnp.array([1.0, -2.0])
+    ours = run(links.in_float32(optax.scale_by_adam()), 3, gradient)
+    theirs = run(optax.scale_by_adam(), 3, gradient)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    with jax.enable_x64(True):
+        wide, state = run(links.in_float32(optax.scale_by_adam()), 1, jnp.ones(2))
+        assert (wide.dtype, state.nu.dtype) == (jnp.float64, jnp.float64)
+
+
+def test_in_float32_hands_parameters_and_extra_arguments_on():
+    def update(updates, state, params=None, *, scale, **extra_args):
+        del extra_args
+        assert params.dtype == jnp.float32
+        return jax.tree.map(lambda u: u * scale, updates), state
+
+    inner = optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    tx = links.in_float32(inner)
+    one = jnp.ones(2, jnp.bfloat16)
+    updates, _ = tx.update(one, tx.init(one), one, scale=0.5)
+    assert updates.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(updates, 0.5)
+    # A transformation without extra arguments takes them too.
+    plain = links.in_float32(optax.scale(2.0))
+    updates, _ = plain.update(one, plain.init(one), one, value=1.0)
+    np.testing.assert_array_equal(updates, 2)

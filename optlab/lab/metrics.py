@@ -83,7 +83,7 @@ class Log:
             raise _cannot_write(self._path, error) from error
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Adds rows; they are on the disk when this returns.
+        """Adds rows; a kill cannot undo it when this returns.
 
         Args:
           rows: The rows.
@@ -98,7 +98,19 @@ class Log:
         try:
             with open(self._path, "a") as file:
                 file.write("".join(map(_line, rows)))
-                file.flush()
+        except OSError as error:
+            raise _cannot_write(self._path, error) from error
+
+    def sync(self) -> None:
+        """Brings what is written to the disk, so that not even a crash undoes it.
+
+        Raises:
+          LabError: If the disk does not take it.
+        """
+        if self._path is None:
+            return
+        try:
+            with open(self._path, "a") as file:
                 os.fsync(file.fileno())
         except OSError as error:
             raise _cannot_write(self._path, error) from error

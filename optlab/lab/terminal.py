@@ -24,7 +24,7 @@ class Bar:
 
     def __init__(self, label: str, total: int, start: int = 0, *, show: bool = True):
         self._progress = progress.Progress(
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
             progress.TextColumn("loss {task.fields[loss]}"),

@@ -1,5 +1,6 @@
 """How long a training step takes, and how much of it the optimizer takes."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -60,5 +61,6 @@ def read(path: pathlib.Path | None) -> Timings | None:
 
 
 def write(path: pathlib.Path, timings: Timings) -> None:
-    """Writes the times of a finished run."""
-    path.write_text(json.dumps(dataclasses.asdict(timings)) + "\n")
+    """Writes the times of a finished run, if there is room; they are no part of it."""
+    with contextlib.suppress(OSError):
+        path.write_text(json.dumps(dataclasses.asdict(timings)) + "\n")

@@ -99,6 +99,8 @@ def train(
     _refuse_below_one(
         steps=steps, eval_every=eval_every, checkpoint_every=checkpoint_every, keep=keep
     )
+    if seed < 0:
+        raise lab.LabError(f"seed must be at least 0, got {seed}")
     where = placement.Placement(mesh, param_spec)
     model = workload.make_model(seed) if model is None else model
     with contextlib.ExitStack() as stack:
@@ -217,10 +219,8 @@ class _Run:
     checkpoint_every: int
     log: metrics.Log
     saved: checkpoints.Checkpoints | None
-
-    def __post_init__(self):
-        self._first_call: float | None = None
-        self._seconds_per_step: list[float] = []
+    _first_call: float | None = dataclasses.field(default=None, init=False)
+    _seconds: list[float] = dataclasses.field(default_factory=list, init=False)
 
     def restore(self, state: Any) -> tuple[int, Any]:
         """Returns step and state to start from, and cuts the log back to it."""
@@ -239,15 +239,18 @@ class _Run:
             if self._first_call is None:
                 self._first_call = seconds
             else:
-                self._seconds_per_step.append(seconds)
+                self._seconds.append(seconds)
                 rate = self.workload.tokens_per_step / seconds
             self._log(metrics.train_rows(block, step, rate))
             bar.update(stop, self.log.rows[-1]["loss"], 1 / seconds)
             step = stop
             if step % self.eval_every == 0 or step == self.steps:
-                self._log([metrics.eval_row(self._evaluate(state), step)])
+                self._log_evaluation(state, step)
             if self.saved and (step % self.checkpoint_every == 0 or step == self.steps):
+                self.log.sync()
                 self.saved.save(step, state)
+        if not any(at == self.steps for at, _ in self.log.evaluations()):
+            self._log_evaluation(state, step)  # Somebody has removed the log.
         return state
 
     def _block_end(self, step: int) -> int:
@@ -264,10 +267,11 @@ class _Run:
             scalars.append(row)
         return state, jax.device_get(scalars)
 
-    def _evaluate(self, state: Any) -> list[Any]:
+    def _log_evaluation(self, state: Any, step: int) -> None:
         place = functools.partial(self.where.batch, whole=True)
         batches = map(place, self.workload.valid_batches())
-        return jax.device_get([self.functions.evaluate(state, b) for b in batches])
+        found = jax.device_get([self.functions.evaluate(state, b) for b in batches])
+        self._log([metrics.eval_row(found, step)])
 
     def _log(self, rows: list[metrics.Row]) -> None:
         """Writes rows, and stops the run if one tells that it has diverged.
@@ -294,8 +298,8 @@ class _Run:
         if kept and self._first_call is None:
             return kept  # The run was finished before.
         seconds, share = self._compare(state) if measure else (None, None)
-        if self._seconds_per_step:
-            seconds = statistics.median(self._seconds_per_step)
+        if self._seconds:
+            seconds = statistics.median(self._seconds)
         compiling = None
         if self._first_call is not None and seconds is not None:
             compiling = max(0.0, self._first_call - seconds)

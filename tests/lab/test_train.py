@@ -166,6 +166,14 @@ def test_a_finished_run_is_read_and_not_run_again(tmp_path):
     assert toy.same_bits(arrays, same)
 
 
+def test_a_finished_run_without_its_log_is_evaluated_again(tmp_path):
+    first, _ = run(out=tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    again, _ = run(out=tmp_path)
+    assert again.final_loss == first.final_loss
+    assert np.isnan(again.train_losses).all()
+
+
 def test_the_last_checkpoints_are_kept(tmp_path):
     run(out=tmp_path, checkpoint_every=2, keep=2)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
@@ -206,6 +214,11 @@ def test_two_runs_at_once_in_a_folder_are_refused(tmp_path):
             run(out=tmp_path)
     with checkpoints.claim(tmp_path, {"run": 1}, resume=True):
         pass
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(lab.LabError, match="seed must be at least 0, got -1"):
+        run(seed=-1)
 
 
 @pytest.mark.parametrize("name", ["steps", "eval_every", "checkpoint_every", "keep"])
@@ -294,6 +307,8 @@ def test_the_bar_shows_on_a_terminal_only(monkeypatch, capsys):
     assert (captured.out, captured.err) == ("", "")
     for progress, seen in ((True, True), (False, False)):
         monkeypatch.setattr(sys, "stderr", Terminal())
-        run(progress=progress, label="my chain")
+        run(progress=progress, label="[1/6] my chain")
         text = sys.stderr.getvalue()
-        assert all((part in text) == seen for part in ("my chain", "loss", "steps/s"))
+        assert all(
+            (part in text) == seen for part in ("[1/6] my chain", "loss", "steps/s")
+        )

@@ -110,7 +110,7 @@ WRONG = {
     "race --steps ten": "'ten'",
     "race --seeds 0": "not a positive integer",
     "race --eval-every 0": "not a positive integer",
-    "race --size huge": "<default|tiny>",
+    "race --size huge": "<default|tiny|lecun>",
     "race digits": "'digits' is no flag",
     "race --workload digit": "unknown workload 'digit'; did you mean 'digits'",
     "race --chain adam+cosine": "unknown optimizer 'adam'; did you mean 'adamw'",

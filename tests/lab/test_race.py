@@ -43,7 +43,7 @@ def without_times(value):
 
 def test_the_default_race_gives_muon_40_percent_of_the_steps_of_adamw():
     planned = race.plan()
-    assert [chain.name for chain in planned.chains] == ["adamw+cosine", "muon+wsd"]
+    assert [chain.name for chain in planned.chains] == ["adamw+linear", "muon+linear"]
     assert planned.chains[1].length == 0.4 * planned.chains[0].length
     assert (planned.workload, planned.seeds) == ("shakespeare", 3)
     shorter = race.plan(steps=50)

@@ -1,0 +1,37 @@
+"""Runs of a transformation over a fixed list of gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+def gradients(shape, steps=4, seed=0, dtype=np.float32):
+    """Normal gradients, one a step, of no particular scale."""
+    rng = np.random.default_rng(seed)
+    return [(3 * rng.normal(size=shape)).astype(dtype) for _ in range(steps)]
+
+
+def parameters(tx, params, grads, state=None, compiled=False):
+    """Returns the parameters after each gradient and the last state.
+
+    Not compiled unless asked: eager operations on few shapes are compiled once for all
+    tests.
+    """
+    state, points = tx.init(params) if state is None else state, []
+    update = jax.jit(tx.update) if compiled else tx.update
+    for gradient in grads:
+        gradient = jax.tree.map(jnp.asarray, gradient)
+        updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        points.append(params)
+    return points, state
+
+
+def rates(state):
+    """Returns every learning rate found in a state."""
+    return [
+        float(value)
+        for path, value in jax.tree_util.tree_leaves_with_path(state)
+        if jax.tree_util.keystr(path).endswith(".learning_rate")
+    ]

@@ -1,0 +1,197 @@
+"""Kernels over a mesh of eight devices: values, placement, collectives."""
+
+import collections
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from optlab import kernels, sharding
+
+KERNEL = kernels.newton_schulz
+# Float32 rounding times the slope of the iteration at zero, 485.
+ROUNDING = 485 * 2e-7
+COLLECTIVES = (
+    *("all-to-all", "all-gather", "all-reduce", "reduce-scatter"),
+    *("collective-permute", "collective-broadcast"),
+)
+LINE = (None, "x", None), (None, None, "x"), ("x", None, None), (None, None, None)
+
+
+@functools.cache
+def mesh(kind, shape=(8,)):
+    kind = {"explicit": AxisType.Explicit, "auto": AxisType.Auto}[kind]
+    names = ("x",) if len(shape) == 1 else ("d", "t")
+    return jax.make_mesh(shape, names, axis_types=(kind,) * len(shape))
+
+
+def stack(count, shape=(8, 16)):
+    return np.random.default_rng(0).normal(size=(count, *shape)).astype(np.float32)
+
+
+@functools.cache
+def alone(count):
+    return np.asarray(jax.jit(KERNEL)(stack(count)))
+
+
+def collectives(text):
+    """Counts the collectives of a compiled program, whatever they return.
+
+    An instruction reads `%name = type operation(operands), ...`, and the type may be a
+    tuple with blanks in it. A pair of start and done is one collective.
+    """
+    operation = re.compile(rf"= .*?\s({'|'.join(COLLECTIVES)})(-start)?\(")
+    found = (operation.search(line) for line in text.splitlines())
+    return dict(collections.Counter(match[1] for match in found if match))
+
+
+def run(kind, spec, count, axes="x", shape=(8,)):
+    """Returns what the wrapped kernel gives, the argument, and the collectives."""
+    where = mesh(kind, shape)
+    x = jax.device_put(stack(count), NamedSharding(where, P(*spec)))
+    kernel = sharding.over_axis(KERNEL, where, axes)
+    with jax.set_mesh(where):
+        program = jax.jit(kernel).lower(x).compile()
+    return program(x), x, collectives(program.as_text())
+
+
+def test_collectives_are_counted_in_every_spelling():
+    text = """
+      %a = f32[8,4]{1,0} all-to-all(%p), dimensions={0}
+      %b = (f32[1,4]{1,0}, /*index=1*/f32[1,4]{1,0}) all-to-all(%p, %q)
+      %c = ((f32[4]), f32[32]) all-gather-start(%p), metadata={op_name="all-reduce(x)"}
+      %d = f32[32] all-gather-done(%c)
+      %e = f32[4] add(%p, %q), metadata={op_name="jit(f)/all-to-all"}
+    """
+    assert collectives(text) == {"all-to-all": 2, "all-gather": 1}
+
+
+@pytest.mark.parametrize("kind", ["explicit", "auto"])
+@pytest.mark.parametrize(
+    ("spec", "count"),
+    [(spec, n) for spec in LINE for n in (8, 10) if n == 8 or not spec[0]],
+)
+def test_values_equal_one_device_and_placement_stays(kind, spec, count):
+    got, x, _ = run(kind, spec, count)
+    np.testing.assert_allclose(got, alone(count), atol=ROUNDING)
+    assert got.dtype == x.dtype
+    if kind == "explicit":
+        assert got.sharding == x.sharding
+
+
+@pytest.mark.parametrize("spec", LINE[:2], ids=str)
+@pytest.mark.parametrize("count", [1, 8, 10])
+def test_a_stack_sharded_inside_its_matrices_costs_two_all_to_alls(spec, count):
+    assert run("explicit", spec, count)[2] == {"all-to-all": 2}
+
+
+def test_a_stack_of_whole_matrices_costs_nothing():
+    assert run("explicit", ("x", None, None), 8)[2] == {}
+    assert run("auto", ("x", None, None), 8)[2] == {}
+
+
+def test_on_auto_axes_the_way_in_is_one_all_to_all():
+    # The way back is the compiler's choice, or that of `placed`.
+    for spec in LINE[:2]:
+        assert run("auto", spec, 8)[2] == {"all-to-all": 1}
+
+
+@pytest.mark.parametrize("kind", ["explicit", "auto"])
+def test_the_kernel_itself_communicates_nothing_however_long_it_runs(kind):
+    counts = []
+    where = mesh(kind)
+    x = jax.device_put(stack(8), NamedSharding(where, P(None, "x")))
+    for steps in (1, 9):
+        kernel = sharding.over_axis(functools.partial(KERNEL, steps=steps), where, "x")
+        with jax.set_mesh(where):
+            counts.append(collectives(jax.jit(kernel).lower(x).compile().as_text()))
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "count", "want"),
+    [
+        # Rows and columns: one mesh axis at a time, twice there and twice back.
+        ((None, "d", "t"), 8, {"all-to-all": 4}),
+        ((None, "t", "d"), 8, {"all-to-all": 4}),
+        ((None, "d", "t"), 6, {"all-to-all": 4}),
+        (("d", None, "t"), 8, {"all-to-all": 2}),
+        ((None, ("d", "t"), None), 8, {"all-to-all": 2}),
+        ((("d", "t"), None, None), 8, {}),
+    ],
+    ids=str,
+)
+def test_on_two_mesh_axes_nothing_is_replicated(spec, count, want):
+    got, x, found = run("explicit", spec, count, ("d", "t"), (2, 4))
+    assert found == want
+    assert got.sharding == x.sharding
+    np.testing.assert_allclose(got, alone(count), atol=ROUNDING)
+
+
+@pytest.mark.parametrize("kind", ["explicit", "auto"])
+@pytest.mark.parametrize("axes", ["d", "t", ("t", "d")])
+def test_any_choice_of_mesh_axes_gives_the_same_values(kind, axes):
+    for spec in ((None, "d", "t"), ("t", None, None), (None, None, None)):
+        got, x, _ = run(kind, spec, 8, axes, (2, 4))
+        np.testing.assert_allclose(got, alone(8), atol=ROUNDING)
+        if kind == "explicit":
+            assert got.sharding == x.sharding
+
+
+def test_each_device_works_on_its_share_of_the_padded_stack():
+    shapes = []
+
+    def kernel(x):
+        shapes.append(x.shape)
+        return x
+
+    for count, share in ((1, 1), (8, 1), (10, 2), (17, 3)):
+        auto = sharding.over_axis(kernel, mesh("auto"), "x")
+        got = jax.jit(auto)(stack(count))
+        np.testing.assert_array_equal(got, stack(count))
+        assert shapes.pop() == (share, 8, 16)
+
+
+@pytest.mark.parametrize("kind", ["explicit", "auto"])
+def test_a_single_matrix_is_a_stack_of_one(kind):
+    kernel = sharding.over_axis(KERNEL, mesh(kind), "x")
+    with jax.set_mesh(mesh(kind)):
+        got = jax.jit(kernel)(stack(1)[0])
+    np.testing.assert_allclose(got, alone(1)[0], atol=ROUNDING)
+
+
+def test_other_ranks_are_refused():
+    kernel = sharding.over_axis(KERNEL, mesh("explicit"), "x")
+    for shape in ((3,), (2, 2, 3, 3)):
+        with pytest.raises(ValueError, match=r"needs a stack \(k, m, n\) or a matrix"):
+            kernel(jnp.ones(shape))
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [("y", r"the mesh has axes \('x',\), got \('y',\)"), ((), r"got \(\)")],
+)
+def test_axes_that_the_mesh_does_not_have_are_refused(axes, said):
+    with pytest.raises(ValueError, match=said):
+        sharding.over_axis(KERNEL, mesh("explicit"), axes)
+
+
+def test_a_mesh_of_mixed_axis_types_is_refused():
+    mixed = jax.make_mesh(
+        (2, 4), ("d", "t"), axis_types=(AxisType.Explicit, AxisType.Auto)
+    )
+    with pytest.raises(ValueError, match="mixes axis types"):
+        sharding.over_axis(KERNEL, mixed, "d")
+
+
+def test_wrapping_twice_with_the_same_arguments_gives_equal_kernels():
+    # Equal and hashable: a jitted function that takes it as static compiles once.
+    one, two = (sharding.over_axis(KERNEL, mesh("auto"), "x") for _ in range(2))
+    assert one == two
+    assert hash(one) == hash(two)
+    assert one.reshards

@@ -71,7 +71,7 @@ for step, batch in enumerate(random.integers(0, 1500, (args.steps, 64)), 1):
     if step % 20 == 0:
         print(f"{step:4d}  loss {loss:.3f}  updates x {state.opt_state[-1].scale}")
 
-print(inspection.hyperparams(state.opt_state)["matrix"])
+print("rate", inspection.hyperparams(state.opt_state)["matrix"]["learning_rate"])
 guess = state.apply_fn({"params": state.params}, images[1500:]).argmax(-1)
 accuracy = np.mean(guess == labels[1500:])
 print(f"test accuracy {accuracy:.3f}, the bar is at 0.90")

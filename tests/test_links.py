@@ -1,5 +1,6 @@
 """Links that every optimizer shares: the rate with its state, float32 inside."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,8 +33,7 @@ def test_the_state_has_one_layout_for_every_kind_of_rate(rate):
     assert (state.count.shape, state.count.dtype) == ((), jnp.int32)
     assert (state.learning_rate.shape, state.learning_rate.dtype) == ((), jnp.float32)
     _, after = links.scale_by_learning_rate(rate).update(jnp.ones(2), state)
-    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
-    assert after.learning_rate.dtype == jnp.float32
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
     assert not after.count.weak_type
     assert not after.learning_rate.weak_type
 
@@ -140,7 +140,7 @@ def test_in_float32_leaves_wide_trees_alone():
     gradient = jnp.array([1.0, -2.0])
     ours = run(links.in_float32(optax.scale_by_adam()), 3, gradient)
     theirs = run(optax.scale_by_adam(), 3, gradient)
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    chex.assert_trees_all_equal(ours, theirs)
     with jax.enable_x64(True):
         wide, state = run(links.in_float32(optax.scale_by_adam()), 1, jnp.ones(2))
         assert (wide.dtype, state.nu.dtype) == (jnp.float64, jnp.float64)

@@ -107,6 +107,8 @@ def test_products_take_compute_dtype_and_accumulate_in_float32():
     dots = re.findall(r"stablehlo\.dot_general.*-> tensor<[^>]*>", text)
     assert len(dots) == 15
     assert all("bf16>, tensor" in dot and dot.endswith("f32>") for dot in dots)
+    # Without this a TPU would round float32 operands to bfloat16.
+    assert all("precision = [HIGHEST, HIGHEST]" in dot for dot in dots)
 
 
 @over_tables

@@ -179,11 +179,13 @@ def test_a_zero_momentum_gives_a_zero_update(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_after_two_to_the_thirty_one_steps_it_still_moves(form):
     tx = optimizers.scale_by_muon(momentum=form)
-    gradient = jnp.eye(3)
-    state = tx.init(gradient)._replace(count=jnp.int32(2**31 - 1))
-    updates, state = tx.update(gradient, state)
+    old, new = (jnp.diag(jnp.array(d)) for d in ([1.0, 0.0], [0.0, 1.0]))
+    state = tx.init(new)._replace(count=jnp.int32(2**31 - 1), momentum=old)
+    updates, state = tx.update(new, state)
     assert state.count == 2**31 - 1
+    # Along the momentum and along the gradient.
     assert 0.6 < updates[0, 0] < 1.2
+    assert 0.4 < updates[1, 1] < 1.2
 
 
 def test_in_a_narrow_accumulator_the_decay_is_not_rounded():

@@ -72,8 +72,8 @@ def warmup_hold_decay(
             f"{who}: end_value={end_value} lies above the peak {peak}; a decay falls"
         )
 
-    # Compiled even when called eagerly: the compiler fuses and reorders, and a rate in a
-    # plot or a log should be the rate of the run to the last bit.
+    # Compiled even when called eagerly: the compiler fuses and reorders, and a rate in
+    # a plot or a log should be the rate of the run to the last bit.
     @jax.jit
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         # Integers are subtracted before anything is divided: float32 cannot tell

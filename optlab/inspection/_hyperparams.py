@@ -43,8 +43,8 @@ def hyperparams(state: Any) -> dict[str, dict[str, jax.Array]]:
         if not is_link(node):
             continue
         numbers = {"count": node.count, "learning_rate": node.learning_rate}
-        # A variable of nnx wraps the array; `[...]` unwraps it and leaves arrays alone.
-        numbers = {name: value[...] for name, value in numbers.items()}
+        # A variable of nnx is a tree with one leaf, the array.
+        numbers = {name: jax.tree.leaves(value)[0] for name, value in numbers.items()}
         labels = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         group = "/".join(str(label) for label in labels)
         if group in found:

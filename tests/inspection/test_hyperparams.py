@@ -93,3 +93,14 @@ def test_a_vmapped_state_shows_one_rate_for_each_run():
     tx = optimizers.sgd(0.25)
     state = jax.vmap(tx.init)(jnp.ones((3, 2)))
     assert inspection.hyperparams(state)[""]["learning_rate"].shape == (3,)
+
+
+def test_an_abstract_state_shows_its_groups():
+    state = jax.eval_shape(
+        optimizers.muon(rate, rest=optimizers.adamw(0.25)).init, PARAMS
+    )
+    found = inspection.hyperparams(state)
+    assert {group: found[group]["count"].dtype for group in found} == {
+        "matrix": jnp.int32,
+        "rest": jnp.int32,
+    }

@@ -10,3 +10,7 @@ class LabError(Exception):
 
     The command line prints the message alone and ends with a non-zero exit code.
     """
+
+
+class Diverged(LabError):
+    """A loss or an update of a run is no longer finite."""

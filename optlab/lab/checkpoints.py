@@ -22,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from optlab import lab, trees
-from optlab.lab import terminal
+from optlab.lab import files, terminal
 
 Fingerprint = dict[str, Any]
 
@@ -34,12 +34,23 @@ def fingerprint(state: Any, **facts: Any) -> Fingerprint:
       state: Tree of arrays.
       **facts: Whatever else decides the run's numbers; values that JSON knows.
     """
-    shapes = [
+    digest = hashlib.sha256(shapes(state).encode()).hexdigest()[:16]
+    return {**facts, "state": digest}
+
+
+def shapes(state: Any) -> str:
+    """Writes the layout of a state: a line with path, shape and dtype for each leaf.
+
+    Args:
+      state: Tree of arrays or of `jax.ShapeDtypeStruct`.
+
+    Returns:
+      The lines.
+    """
+    return "\n".join(
         f"{trees.path_string(path)} {leaf.shape} {leaf.dtype}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-    ]
-    digest = hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
-    return {**facts, "state": digest}
+    )
 
 
 @contextlib.contextmanager
@@ -75,7 +86,7 @@ def claim(out: pathlib.Path, own: Fingerprint, *, resume: bool) -> Iterator[None
             raise lab.LabError(f"{out} holds a run that has lost its fingerprint.json")
         else:
             try:
-                _write_whole(record, json.dumps(own, indent=2) + "\n")
+                files.write_text(record, json.dumps(own, indent=2) + "\n")
             except OSError as error:
                 message = f"cannot write to {out}: {error.strerror}"
                 raise lab.LabError(message) from error
@@ -92,13 +103,6 @@ def _compare(out: pathlib.Path, found: Fingerprint, own: Fingerprint) -> None:
         raise lab.LabError(
             f"{out} holds another run ({'; '.join(differences)}); choose another folder"
         )
-
-
-def _write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is there as a whole or not at all."""
-    part = path.with_suffix(".tmp")
-    part.write_text(text)
-    os.replace(part, path)
 
 
 class Checkpoints:

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from optlab import lab
+from optlab.lab import files
 
 Row = dict[str, Any]
 
@@ -75,10 +76,8 @@ class Log:
             for row in _read(self._path)
             if row["step"] < step or (row["kind"] == "eval" and row["step"] == step)
         ]
-        shorter = self._path.with_suffix(".tmp")
         try:
-            shorter.write_text("".join(map(_line, self.rows)))
-            os.replace(shorter, self._path)
+            files.write_text(self._path, "".join(map(_line, self.rows)))
         except OSError as error:
             raise _cannot_write(self._path, error) from error
 

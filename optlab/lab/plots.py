@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from optlab.lab import report
+from optlab.lab import files, report
 
 # Told apart by most colour-blind readers; the baseline is the quiet one.
 COLOURS = ("#6b7280", "#d1495b", "#00798c", "#edae49", "#6a4c93", "#3d5a80", "#52796f")
@@ -156,10 +156,5 @@ def _colours(count: int) -> list[str]:
 
 
 def _save(figure: Figure, path: pathlib.Path) -> None:
-    # Written beside its place first, so that a full disk leaves no half a picture.
-    part = path.with_name(path.name + ".part")
-    try:
+    with files.replacing(path) as part:
         figure.savefig(part, format="png", dpi=150)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from optlab.lab import default_race, plots, report, runs, terminal, workloads
+from optlab.lab import default_race, files, plots, report, runs, terminal, workloads
 from optlab.lab.chains import Chain, parse
 
 
@@ -147,7 +147,7 @@ def run(race: Race, out: str | os.PathLike, *, command: str = "") -> dict[str, A
     }
     runs.write_json(out / "race.json", results)
     plots.race(results, out / "race.png")
-    runs.write_text(out / "report.md", report.race(results))
+    files.write_text(out / "report.md", report.race(results))
     return results
 
 

@@ -18,8 +18,8 @@ import jax
 import optax
 from flax import nnx
 
-from optlab import lab, trees
-from optlab.lab import chains, settings, train, workloads
+from optlab import lab
+from optlab.lab import chains, checkpoints, files, settings, train, workloads
 
 PACKAGES = ("optlab-jax", "jax", "jaxlib", "optax", "flax", "numpy")
 
@@ -54,11 +54,7 @@ def fingerprint(workload: workloads.Workload) -> str:
       Its name and a digest of its parameters' shapes and of its first batch.
     """
     model = nnx.eval_shape(lambda: workload.make_model(0))
-    shapes = [
-        f"{trees.path_string(path)} {leaf.shape} {leaf.dtype}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model))
-    ]
-    digest = hashlib.sha256("\n".join(shapes).encode())
+    digest = hashlib.sha256(checkpoints.shapes(nnx.state(model)).encode())
     for name, array in sorted(workload.batch(0, 0).items()):
         digest.update(name.encode() + array.tobytes())
     return f"{workload.name}-{digest.hexdigest()[:16]}"
@@ -132,25 +128,6 @@ def make_folder(out: pathlib.Path) -> None:
         raise lab.LabError(f"cannot write in folder {out}: {reason}") from error
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file as a whole or not at all.
-
-    Args:
-      path: The file.
-      text: What it shall hold.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
     """Writes a JSON file as a whole or not at all.
 
@@ -162,7 +139,7 @@ def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
     # Rows of numbers, such as a point of a curve, on one line each.
     rows = re.compile(r'\[\n\s*([^"\[\]{}]*?)\n\s*\]')
     text = rows.sub(lambda row: f"[{' '.join(row[1].split())}]", text)
-    write_text(path, text + "\n")
+    files.write_text(path, text + "\n")
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

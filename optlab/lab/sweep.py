@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import math
 import os
 import pathlib
@@ -22,9 +21,6 @@ from optlab.lab.chains import Chain, parse
 # Rates of one point: the optimizer's and, if it has a rest, the rest's.
 Rates = tuple[float, ...]
 KEYS = ("learning_rate", "rest.learning_rate")
-
-# Numbers in a run's log that are not finite when it has diverged.
-DIVERGED = ("loss", "update_norm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,23 +201,11 @@ def _one_by_one(
                 measure=False,
                 label=f"{chain.name} seed {seed}",
             )
-        except lab.LabError as error:
-            if not _has_diverged(folder):
-                raise
+        except lab.Diverged as error:
             record = {"final_loss": None, "error": str(error)}
             runs.write_json(folder / "result.json", record)
         losses.append(record["final_loss"])
     return losses
-
-
-def _has_diverged(folder: pathlib.Path) -> bool:
-    """Whether a run's log holds a number that is not finite: null in JSON."""
-    try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
-    except (OSError, ValueError):
-        return False
-    return any(row.get(key, 0) is None for row in rows for key in DIVERGED)
 
 
 def _vmapped(

@@ -284,7 +284,7 @@ class _Run:
                 if math.isfinite(row.get(name, 0.0)):
                     continue
                 good = self.saved.describe() if self.saved else "none"
-                raise lab.LabError(
+                raise lab.Diverged(
                     f"{row['kind']} {name.replace('_', ' ')} is {row[name]} at step"
                     f" {row['step']}; last good checkpoint: {good}; a smaller learning"
                     " rate may help"

@@ -153,9 +153,7 @@ def _matrix_views(views: Any, tree: Any) -> list[tuple[str, trees.MatrixView]]:
     views = views(tree) if callable(views) else views
     paths = {
         trees.path_string(path): view
-        for path, view in jax.tree_util.tree_leaves_with_path(
-            views, is_leaf=lambda x: x is None or isinstance(x, trees.MatrixView)
-        )
+        for path, view in jax.tree_util.tree_leaves_with_path(views)
     }
     found = []
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -302,7 +300,7 @@ def muon(
         rate = links.scale_by_learning_rate(learning_rate)
         return links.in_float32(optax.chain(core, decay, rate))
 
-    alone = matrices(views)
+    alone = matrices(views)  # built even beside a rest: it checks the arguments now
     if rest is None:
         return alone
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
 
 from optlab import catalog, lab
 from optlab.lab import cli, race, sweep, train, workloads
@@ -26,6 +27,10 @@ def python(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+def seed_flag(values):
+    flags.DEFINE_integer("seed_no", 0, "A seed.", flag_values=values)
+
+
 def fails(capsys, *argv: str) -> tuple[int, str]:
     """Runs a command that must fail; returns its exit code and the line it says."""
     code = cli.main(argv)
@@ -33,6 +38,12 @@ def fails(capsys, *argv: str) -> tuple[int, str]:
     lines = [line for line in said.splitlines() if not line.startswith("optlab: run ")]
     assert len(lines) == 1, said
     return code, lines[0]
+
+
+def positional(command: str) -> tuple[str, ...]:
+    """Returns the names of a command's arguments without a flag."""
+    module = cli.importlib.import_module(f"optlab.lab.cli.{command}")
+    return getattr(module, "POSITIONAL", ())
 
 
 def test_help_lists_the_commands(capsys):
@@ -46,7 +57,7 @@ def test_help_lists_the_commands(capsys):
 def test_the_help_of_a_command_has_its_flags_and_examples(command, capsys):
     assert cli.main([command, "--help"]) == 0
     out = capsys.readouterr().out
-    assert f"usage: optlab {command} [FLAGS]" in out
+    assert " ".join(["usage: optlab", command, *positional(command), "[FLAGS]"]) in out
     assert f"examples:\n  optlab {command}" in out
     assert "--traceback" in out
     assert all(len(line) <= 80 for line in out.splitlines())
@@ -61,7 +72,39 @@ def test_the_examples_of_a_command_have_flags_that_it_knows(command):
     for line in lines:
         words = cli.shlex.split(line.partition(">")[0])
         assert words[:2] == ["optlab", command]
-        options.parse(command, options.flag_set(module.define), words[2:])
+        own = options.flag_set(module.define)
+        options.parse(command, own, words[2:], positional(command))
+
+
+@pytest.mark.parametrize(
+    ("names", "argv", "found"),
+    [
+        (("RUN",), "folder", {"run": "folder"}),
+        (("RUN",), "--seed-no 3 folder", {"run": "folder", "seed_no": 3}),
+        (("LAW", "CSV..."), "a --seed_no=3 b c", {"law": "a", "csv": ["b", "c"]}),
+        (("CSV...",), "b", {"csv": ["b"], "seed_no": 0}),
+        (("CSV...",), "b --help", {"help": True}),
+        (("CSV...",), "--help", {"help": True}),
+    ],
+)
+def test_arguments_without_a_flag_stand_anywhere(names, argv, found):
+    given = options.parse("p", options.flag_set(seed_flag), argv.split(), names)
+    assert vars(given) | found == vars(given)
+
+
+@pytest.mark.parametrize(
+    ("names", "argv", "said"),
+    [
+        (("RUN",), "", "RUN is missing"),
+        (("LAW", "CSV..."), "a", "CSV is missing"),
+        (("RUN",), "a b", "'b' is no flag"),
+        ((), "a", "'a' is no flag"),
+        (("RUN",), "--run a", "Unknown command line flag 'run'"),
+    ],
+)
+def test_an_argument_too_few_or_too_many_is_named(names, argv, said):
+    with pytest.raises(options.UsageError, match=said):
+        options.parse("p", options.flag_set(seed_flag), argv.split(), names)
 
 
 @pytest.mark.parametrize("command", ["race", "train", "sweep"])

@@ -88,10 +88,12 @@ def _run(name: str, command: types.ModuleType, argv: list[str]) -> int:
 
     program = f"optlab {name}"
     flags = options.flag_set(command.define)
+    names = getattr(command, "POSITIONAL", ())  # of arguments without a flag
     try:
-        given = options.parse(program, flags, argv)
+        given = options.parse(program, flags, argv, names)
         if given.help:
-            print(options.describe(program, COMMANDS[name], flags, command.EXAMPLES))
+            about = (COMMANDS[name], flags, command.EXAMPLES, names)
+            print(options.describe(program, *about))
             return 0
         command.run(given, shlex.join(["optlab", name, *argv]))
         return 0

@@ -4,6 +4,7 @@ import contextlib
 import textwrap
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -38,32 +39,59 @@ def flag_set(define: Callable[[flags.FlagValues], None]) -> flags.FlagValues:
 
 
 def parse(
-    program: str, values: flags.FlagValues, argv: Sequence[str]
+    program: str,
+    values: flags.FlagValues,
+    argv: Sequence[str],
+    positional: Sequence[str] = (),
 ) -> types.SimpleNamespace:
     """Reads a command's arguments.
 
     Args:
       program: The command as it is typed, for messages.
       values: Its flags.
-      argv: The arguments; '-' and '_' are the same inside a flag's name.
+      argv: The arguments; '-' and '_' are the same inside a flag's name, and flags may
+        stand before, between and after the other arguments.
+      positional: Names of the arguments without a flag, as in ("RUN",); a last one such
+        as "CURVE..." takes one or more.
 
     Returns:
-      The value of each flag, by its name.
+      The value of each flag and of each positional argument, by its name in lower
+      case; a list for the name with the dots.
 
     Raises:
       UsageError: If a flag or a value is wrong.
     """
+    values.set_gnu_getopt(True)
     try:
         rest = values([program, *map(_underscored, argv)])[1:]
     except flags.Error as error:
         raise UsageError(str(error)) from None
-    if rest:
-        raise UsageError(f"'{rest[0]}' is no flag; flags begin with '--'")
-    return types.SimpleNamespace(**values.flag_values_dict())
+    given = types.SimpleNamespace(**values.flag_values_dict())
+    if not given.help:
+        vars(given).update(_positional(positional, rest))
+    return given
+
+
+def _positional(names: Sequence[str], rest: Sequence[str]) -> dict[str, Any]:
+    many = bool(names) and names[-1].endswith("...")
+    if len(rest) < len(names):
+        name = names[len(rest)].removesuffix("...")
+        raise UsageError(f"{name} is missing; it comes without a flag")
+    if len(rest) > len(names) and not many:
+        raise UsageError(f"'{rest[len(names)]}' is no flag; flags begin with '--'")
+    values: list[Any] = list(rest)
+    if many:
+        values[len(names) - 1 :] = [list(rest[len(names) - 1 :])]
+    keys = (name.removesuffix("...").lower() for name in names)
+    return dict(zip(keys, values, strict=True))
 
 
 def describe(
-    program: str, summary: str, values: flags.FlagValues, examples: str
+    program: str,
+    summary: str,
+    values: flags.FlagValues,
+    examples: str,
+    positional: Sequence[str] = (),
 ) -> str:
     """Writes the help of a command.
 
@@ -72,11 +100,13 @@ def describe(
       summary: What it does, in a line.
       values: Its flags.
       examples: Command lines, with what they do.
+      positional: Names of its arguments without a flag, as for `parse`.
 
     Returns:
       The text.
     """
-    lines = [f"{program}: {summary}", "", f"usage: {program} [FLAGS]", "", "flags:"]
+    usage = " ".join(["usage:", program, *positional, "[FLAGS]"])
+    lines = [f"{program}: {summary}", "", usage, "", "flags:"]
     for name in values:
         if name == "h":
             continue

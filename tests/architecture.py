@@ -30,6 +30,7 @@ LADDER: dict[str, tuple[str, ...]] = {
 
 # Files of one room that the others in it may import.
 SHARED_FILES = {
+    "catalog": ("_row", "_optimizers", "_schedules"),
     "kernels": ("_polar_coefficients",),
     "schedules": ("shapes", "_phases"),
 }

@@ -1,0 +1,53 @@
+"""What a row of the catalogue holds."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Paper:
+    """Where an algorithm was published.
+
+    Attributes:
+      authors: Names, as one would cite them.
+      title: Title of the publication.
+      year: Year of the first version.
+      url: Address at which it can be read.
+    """
+
+    authors: str
+    title: str
+    year: int
+    url: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One algorithm of the catalogue.
+
+    Attributes:
+      name: Name on the command line, unique.
+      build: Function that makes it; `build(**defaults)` works.
+      room: Room in which it lives: 'optimizers', 'schedules'.
+      family: Tag for tables and plots.
+      paper: Its publication.
+      needs: Extra arguments that its update requires, such as 'value' or 'key'.
+      applies_to: 'matrix' if matrices get a rule of their own, otherwise 'any'.
+      defaults: Arguments of `build` to start from.
+      static: Arguments that `optax.inject_hyperparams` must leave alone.
+      eval_params: From state and parameters to those to evaluate, or None.
+      on_mesh: From a mesh and axis names to the arguments that differ there, or None.
+    """
+
+    name: str
+    build: Callable[..., Any]
+    room: str
+    family: str
+    paper: Paper
+    needs: tuple[str, ...] = ()
+    applies_to: str = "any"
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    static: tuple[str, ...] = ()
+    eval_params: Callable[..., Any] | None = None
+    on_mesh: Callable[..., Mapping[str, Any]] | None = None

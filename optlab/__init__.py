@@ -2,6 +2,7 @@
 
 kernels      array -> array
 schedules    step -> value
+laws         (schedule, constants) -> predicted loss
 optimizers   hyperparameters -> GradientTransformation
 sharding     (kernel, mesh) -> the same kernel on the mesh
 inspection   state -> report
@@ -14,6 +15,7 @@ testing      the conformance suite
 from optlab import catalog as catalog
 from optlab import inspection as inspection
 from optlab import kernels as kernels
+from optlab import laws as laws
 from optlab import links as links
 from optlab import optimizers as optimizers
 from optlab import schedules as schedules

@@ -3,6 +3,7 @@
 kernels      array -> array
 schedules    step -> value
 laws         (schedule, constants) -> predicted loss
+probes       instruments that measure a run and never change it
 optimizers   hyperparameters -> GradientTransformation
 sharding     (kernel, mesh) -> the same kernel on the mesh
 inspection   state -> report
@@ -18,6 +19,7 @@ from optlab import kernels as kernels
 from optlab import laws as laws
 from optlab import links as links
 from optlab import optimizers as optimizers
+from optlab import probes as probes
 from optlab import schedules as schedules
 from optlab import sharding as sharding
 from optlab import trees as trees

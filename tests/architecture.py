@@ -32,7 +32,7 @@ LADDER: dict[str, tuple[str, ...]] = {
 SHARED_FILES = {
     "catalog": ("_row", "_optimizers", "_schedules"),
     "kernels": ("_polar_coefficients",),
-    "schedules": ("shapes", "_phases"),
+    "schedules": ("shapes", "_phases", "_checks"),
 }
 
 # Rooms that are one instrument in several files, which may import each other.

@@ -1,6 +1,6 @@
 """The phases of a run: a linear warm-up, a stable stretch, one decay."""
 
-import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,24 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from optlab.schedules import shapes
+from optlab.schedules._checks import falls, whole
 
 
-def whole(who: str, name: str, value: Any, least: int) -> int:
-    """Returns a number of steps as an int, or raises and says who wanted it."""
-    try:
-        steps = operator.index(value)
-    except TypeError:
-        raise TypeError(
-            f"{who}: {name} counts steps and must be an integer, got {value!r}"
-        ) from None
-    if isinstance(value, bool) or not least <= steps < 2**31:
-        raise ValueError(
-            f"{who}: {name} must be at least {least} and below 2^31, got {value!r}"
-        )
-    return steps
-
-
-def fraction(part: jax.Array, full: int) -> jax.Array:
+def fraction(part: jax.Array, full: Any) -> jax.Array:
     """Divides; exactly 1 where the part is the full number.
 
     Compiled code multiplies by 1 / full instead, which falls short of 1 for one number
@@ -37,6 +23,54 @@ def fraction(part: jax.Array, full: int) -> jax.Array:
 def between(start: Any, end: Any, weight: jax.Array) -> jax.Array:
     """Interpolates; exactly `start` at weight 1 and exactly `end` at weight 0."""
     return start * weight + end * (1 - weight)
+
+
+def signed(count: jax.typing.ArrayLike) -> jax.Array:
+    """Returns a count from which a later step can be subtracted."""
+    count = jnp.asarray(count)
+    return count.astype(int) if jnp.issubdtype(count.dtype, jnp.integer) else count
+
+
+def left(count: jax.Array, start: Any, length: Any) -> jax.Array:
+    """Returns the fraction of a phase still to come: 1 up to its start, then falling.
+
+    Args:
+      count: Signed count, any shape.
+      start: First step of the phase, an integer below 2^31 that may be traced.
+      length: Steps of the phase, a positive integer.
+
+    Returns:
+      Fraction, shape of the count, floating; exactly 0 from `start + length` on.
+    """
+    # Integers are subtracted before anything is divided: float32 cannot tell steps
+    # apart beyond 2^24. Nothing is added, or a start near 2^31 would wrap round.
+    done = jnp.clip(count - start, 0, length)
+    return fraction(length - done, length)
+
+
+def warmed(
+    who: str,
+    peak: Any,
+    rest: Callable[[jax.Array], Any],
+    *,
+    warmup_steps: int,
+    init_value: Any,
+) -> optax.Schedule:
+    """Puts a linear warm-up before `rest`, a function of the signed count."""
+    warmup = whole(who, "warmup_steps", warmup_steps, 0)
+
+    # Compiled even when called eagerly: the compiler fuses and reorders, and a rate in
+    # a plot or a log should be the rate of the run to the last bit.
+    @jax.jit
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        count = signed(count)
+        rate = jnp.broadcast_to(jnp.asarray(rest(count), float), count.shape)
+        if warmup == 0:
+            return rate
+        done = fraction(jnp.clip(count, 0, warmup), warmup)
+        return jnp.where(count < warmup, between(peak, init_value, done), rate)
+
+    return schedule
 
 
 def warmup_hold_decay(
@@ -66,25 +100,9 @@ def warmup_hold_decay(
             f"{who}: decay_steps={decay} and warmup_steps={warmup} do not fit into"
             f" total_steps={total}"
         )
-    numbers = isinstance(peak, (int, float)) and isinstance(end_value, (int, float))
-    if numbers and end_value > peak:
-        raise ValueError(
-            f"{who}: end_value={end_value} lies above the peak {peak}; a decay falls"
-        )
+    falls(who, peak, end_value)
 
-    # Compiled even when called eagerly: the compiler fuses and reorders, and a rate in
-    # a plot or a log should be the rate of the run to the last bit.
-    @jax.jit
-    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-        # Integers are subtracted before anything is divided: float32 cannot tell
-        # steps apart beyond 2^24. The minimum comes first, or an unsigned step beyond
-        # the total would wrap around to the peak.
-        count = jnp.minimum(count, jnp.int32(total))
-        left = fraction(jnp.minimum(total - count, decay), decay)
-        rate = between(peak, end_value, shape(left))
-        if warmup == 0:
-            return rate
-        done = fraction(jnp.clip(count, 0, warmup), warmup)
-        return jnp.where(count < warmup, between(peak, init_value, done), rate)
+    def rate(count: jax.Array) -> jax.Array:
+        return between(peak, end_value, shape(left(count, total - decay, decay)))
 
-    return schedule
+    return warmed(who, peak, rate, warmup_steps=warmup, init_value=init_value)

@@ -9,6 +9,7 @@ from optlab.schedules import shapes
 
 # Numbers u in [0, 1] that float32 holds exactly, so float64 sees the same ones.
 U = np.linspace(0, 1, 257)
+POWERS = (0.5, 1.0, 1.5, 3.0)
 ORDERS = (1.0001, 1.1, 1.5, 2.0, 7.0, 10.0, 100.0, 0.5, 0.1)
 SHAPES = {
     "linear": (shapes.linear, lambda u: u),
@@ -23,7 +24,8 @@ SHAPES = {
         )
         for b in ORDERS
     },
-    "power": (shapes.exponential(10.0, shapes.cosine), None),
+    "cosine power": (shapes.exponential(10.0, shapes.cosine), None),
+    **{f"power {q}": (shapes.power(q), lambda u, q=q: u**q) for q in POWERS},
 }
 over_shapes = pytest.mark.parametrize("name", SHAPES)
 
@@ -101,35 +103,79 @@ def test_an_order_near_one_does_not_lose_its_digits():
     np.testing.assert_allclose(at(shapes.exponential(1 + 1e-6)), U, rtol=2e-6)
 
 
-@pytest.mark.parametrize("k", [0, -1.0, float("nan")])
+@pytest.mark.parametrize(
+    "k", [0, -1.0, float("nan"), float("inf"), np.float32(-2), jnp.zeros(())]
+)
 def test_a_number_that_is_not_positive_is_refused(k):
     with pytest.raises(ValueError, match="k must be positive"):
         shapes.moebius(k)
     with pytest.raises(ValueError, match="b must be positive"):
         shapes.exponential(k)
+    with pytest.raises(ValueError, match="q must be positive"):
+        shapes.power(k)
 
 
-def test_order_one_is_refused_and_the_base_suggested():
-    with pytest.raises(ValueError, match="use the base shape itself"):
-        shapes.exponential(1)
+@pytest.mark.parametrize("one", [1, 1.0, jnp.float32(1)])
+def test_order_one_changes_nothing(one):
+    np.testing.assert_array_equal(at(shapes.exponential(one)), np.float32(U))
+    traced = jax.jit(lambda b: shapes.exponential(b)(jnp.asarray(U, jnp.float32)))
+    np.testing.assert_array_equal(traced(one), np.float32(U))
+
+
+@pytest.mark.parametrize("order", [0.98, 0.991, 0.9999, 1.0001, 1.009, 1.02])
+def test_the_series_near_order_one_meets_the_formula(order):
+    with jax.enable_x64(True):
+        got = np.asarray(shapes.exponential(order)(jnp.asarray(U)))
+    want = np.expm1(U * np.log(order)) / np.expm1(np.log(order))
+    np.testing.assert_allclose(got, want, rtol=1e-11)
+
+
+MAKERS = (shapes.moebius, shapes.exponential, shapes.power)
 
 
 def test_a_traced_parameter_compiles_once():
     traces = []
 
     @jax.jit
-    def value(k, u):
+    def values(k, u):
         traces.append(1)
-        return shapes.moebius(k)(u), shapes.exponential(k)(u)
+        return [make(k)(u) for make in MAKERS]
 
-    for k in (0.5, 3.0):
-        want = shapes.moebius(k)(0.3), shapes.exponential(k)(0.3)
-        np.testing.assert_allclose(value(k, 0.3), want, rtol=1e-6)
+    for k in (0.5, 1.0, 3.0):
+        want = [make(k)(0.3) for make in MAKERS]
+        np.testing.assert_allclose(values(k, 0.3), want, rtol=1e-6)
     assert len(traces) == 1
 
 
-def test_gradients_in_the_parameter_are_finite_at_both_ends():
-    for make in (shapes.moebius, shapes.exponential):
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("base", [shapes.linear, shapes.cosine])
+def test_gradients_in_the_parameter_are_finite_at_both_ends(make, base):
+    for k in (0.5, 1.0, 3.0):
         for u in (0.0, 0.5, 1.0):
-            slope = jax.grad(lambda k, u=u, make=make: make(k)(jnp.float32(u)))(3.0)
+            slope = jax.grad(lambda k, u=u: make(k, base)(jnp.float32(u)))(k)
             assert np.isfinite(slope)
+            assert (slope != 0) == (u == 0.5)
+
+
+@over_shapes
+def test_gradients_in_the_fraction_are_finite_at_both_ends(name):
+    slope = jax.vmap(jax.grad(SHAPES[name][0]))(jnp.asarray(U, jnp.float32))
+    assert np.isfinite(slope).all()
+    assert (slope[1:-1] > 0).all()
+
+
+def test_the_gradient_of_the_exponential_map_is_right_about_order_one():
+    def exact(v, b):
+        # d/db (b^v - 1) / (b - 1), and its limit at 1, in float64.
+        if b == 1:
+            return v * (v - 1) / 2
+        return (v * b ** (v - 1) * (b - 1) - (b**v - 1)) / (b - 1) ** 2
+
+    for b in (0.9, 0.992, 1.0, 1.008, 1.012, 1.1):
+        slope = jax.grad(lambda b: shapes.exponential(b)(jnp.float32(0.25)))(b)
+        np.testing.assert_allclose(slope, exact(0.25, b), rtol=1e-3)
+
+
+def test_a_huge_order_does_not_overflow():
+    np.testing.assert_allclose(at(shapes.exponential(1e60), 0.5), 1e-30, rtol=1e-5)
+    np.testing.assert_allclose(at(shapes.exponential(1e-60), 0.5), 1.0, rtol=1e-6)

@@ -1,39 +1,14 @@
-"""Pictures, drawn from the numbers in the JSON files that races and sweeps write."""
+"""The picture of a race."""
 
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from optlab.lab import files, report
-
-# Told apart by most colour-blind readers; the baseline is the quiet one.
-COLOURS = ("#6b7280", "#d1495b", "#00798c", "#edae49", "#6a4c93", "#3d5a80", "#52796f")
-INK = "#1f2933"
-RULE = "#d5dae0"
-
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": "#9aa5b1",
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "xtick.color": "#52606d",
-    "ytick.color": "#52606d",
-    "lines.solid_capstyle": "round",
-}
+from optlab.lab import report
+from optlab.lab.plots import _style
+from optlab.lab.plots._style import COLOURS
 
 
 def race(results: Mapping, path: str | os.PathLike) -> None:
@@ -43,23 +18,16 @@ def race(results: Mapping, path: str | os.PathLike) -> None:
       results: What race.json holds.
       path: File to write, a PNG.
     """
-    # A figure without pyplot draws off screen and leaves a notebook's backend alone.
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(
-            figsize=(11.5, 5.2), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
-        )
+    with _style.figure(path, (11.5, 5.2)) as figure:
         losses, rates = figure.subplots(1, 2, width_ratios=(1.75, 1))
-        figure.suptitle(
-            _title(results), x=0.012, ha="left", fontsize=14, fontweight="bold"
-        )
+        _style.title(figure, _title(results))
         _draw_losses(losses, results)
         _draw_schedules(rates, results)
-        _save(figure, pathlib.Path(path))
 
 
 def _draw_losses(axes: Axes, results: Mapping) -> None:
     chains, target = results["chains"], results["target"]
-    colours = _colours(len(chains))
+    colours = _style.colours(len(chains))
     axes.axhline(target, color=COLOURS[0], linewidth=1, linestyle=(0, (4, 3)))
     for chain, colour in zip(chains, colours, strict=True):
         steps, mean, low, high = zip(*chain["curve"], strict=True)
@@ -136,7 +104,7 @@ def _title(results: Mapping) -> str:
 
 def _draw_schedules(axes: Axes, results: Mapping) -> None:
     chains = results["chains"]
-    for chain, colour in zip(chains, _colours(len(chains)), strict=True):
+    for chain, colour in zip(chains, _style.colours(len(chains)), strict=True):
         steps, rates = zip(*chain["schedule"], strict=True)
         label = f"{chain['label']}   peak {chain['peak']:.3g}"
         factors = [rate / chain["peak"] for rate in rates]
@@ -149,12 +117,3 @@ def _draw_schedules(axes: Axes, results: Mapping) -> None:
     axes.set_ylabel("learning rate / peak")
     axes.set_title("Schedules", loc="left", fontsize=11, pad=10)
     axes.legend(frameon=False, loc="upper right")
-
-
-def _colours(count: int) -> list[str]:
-    return [COLOURS[index % len(COLOURS)] for index in range(count)]
-
-
-def _save(figure: Figure, path: pathlib.Path) -> None:
-    with files.replacing(path) as part:
-        figure.savefig(part, format="png", dpi=150)

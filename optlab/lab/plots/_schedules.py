@@ -1,0 +1,56 @@
+"""The picture of schedules."""
+
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from optlab.lab.plots import _style
+
+# Each time the colours are used up, the lines change their kind.
+LINES = ("solid", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)))
+
+# Letters of a label before it goes on in the next line.
+LABEL = 40
+
+
+def schedules(
+    rates: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    path: str | os.PathLike,
+    title: str = "Schedules",
+) -> None:
+    """Draws schedules over their steps.
+
+    Args:
+      rates: Steps and rates of each schedule, by its label.
+      path: File to write: PNG, SVG or PDF.
+      title: What stands above.
+    """
+    labels = [_wrapped(label) for label in rates]
+    legend = sum(0.09 + 0.165 * (1 + label.count("\n")) for label in labels)
+    with _style.figure(path, (11.5, max(5.2, 0.4 + legend))) as figure:
+        axes = figure.subplots()
+        _style.title(figure, title)
+        colours = _style.colours(len(rates))
+        for index, (steps, values) in enumerate(rates.values()):
+            axes.plot(
+                steps,
+                values,
+                color=colours[index],
+                linestyle=LINES[index // len(_style.COLOURS) % len(LINES)],
+                linewidth=1.9,
+                label=labels[index],
+            )
+        last = max(steps[-1] for steps, _ in rates.values())
+        axes.set_xlim(0, 1.01 * last)
+        axes.set_ylim(bottom=0)
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        _style.panel(axes, "Learning rate of each update", "learning rate")
+        axes.set_xlabel("step: updates already applied")
+        figure.legend(frameon=False, loc="outside right upper")
+
+
+def _wrapped(label: str) -> str:
+    """Breaks a schedule's text after commas."""
+    spaced = label.replace(",", ", ")
+    lines = textwrap.wrap(spaced, LABEL, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(line.strip() for line in lines).replace(", ", ",")

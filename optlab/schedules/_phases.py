@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from optlab.schedules import shapes
-from optlab.schedules._checks import falls, whole
+from optlab.schedules._checks import falls, positive, whole
+
+# A start that does not come: the last count there is.
+NEVER = 2**31 - 1
 
 
 def fraction(part: jax.Array, full: Any) -> jax.Array:
@@ -48,6 +51,17 @@ def left(count: jax.Array, start: Any, length: Any) -> jax.Array:
     return fraction(length - done, length)
 
 
+def shape_between(
+    who: str, decay: shapes.Decay, start: Any, end: Any, name: str = "end_value"
+) -> shapes.Shape:
+    """Returns the shape of a decay from `start` to `end`, which errors call `name`."""
+    if not isinstance(decay, shapes.Mean):
+        return decay
+    positive(who, name, end, f"; a decay along {decay.name} never reaches 0")
+    numbers = isinstance(start, (int, float)) and isinstance(end, (int, float))
+    return decay.shape(start / end if numbers else jnp.asarray(start, float) / end)
+
+
 def warmed(
     who: str,
     peak: Any,
@@ -82,7 +96,7 @@ def warmup_hold_decay(
     warmup_steps: int,
     init_value: Any,
     end_value: Any,
-    shape: shapes.Shape,
+    shape: shapes.Decay,
 ) -> optax.Schedule:
     """Builds the schedule; `decay_steps=None` decays from the end of the warm-up."""
     total = whole(who, "total_steps", total_steps, 1)
@@ -101,8 +115,9 @@ def warmup_hold_decay(
             f" total_steps={total}"
         )
     falls(who, peak, end_value)
+    fall = shape_between(who, shape, peak, end_value)
 
     def rate(count: jax.Array) -> jax.Array:
-        return between(peak, end_value, shape(left(count, total - decay, decay)))
+        return between(peak, end_value, fall(left(count, total - decay, decay)))
 
     return warmed(who, peak, rate, warmup_steps=warmup, init_value=init_value)

@@ -26,6 +26,17 @@ SHAPES = {
     },
     "cosine power": (shapes.exponential(10.0, shapes.cosine), None),
     **{f"power {q}": (shapes.power(q), lambda u, q=q: u**q) for q in POWERS},
+    **{
+        f"inverse_sqrt {a}": (
+            shapes.inverse_sqrt(a),
+            lambda u, a=a: (
+                ((1 + a) ** -0.5 - (1 + a * (1 - u)) ** -0.5) / ((1 + a) ** -0.5 - 1)
+            ),
+        )
+        for a in (0.5, 10.0, 999.0)
+    },
+    "geometric": (shapes.geometric.shape(8.0), lambda u: (8**u - 1) / 7),
+    "harmonic": (shapes.harmonic.shape(8.0), lambda u: u / (u + 8 * (1 - u))),
 }
 over_shapes = pytest.mark.parametrize("name", SHAPES)
 
@@ -130,7 +141,34 @@ def test_the_series_near_order_one_meets_the_formula(order):
     np.testing.assert_allclose(got, want, rtol=1e-11)
 
 
-MAKERS = (shapes.moebius, shapes.exponential, shapes.power)
+@pytest.mark.parametrize("make", [shapes.inverse_sqrt, shapes.half_life])
+def test_a_timescale_or_half_life_that_is_not_positive_is_refused(make):
+    for number in (0, -1.0, float("nan"), jnp.float32(-2)):
+        with pytest.raises(ValueError, match=f"must be positive, got {number}"):
+            make(number)
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.25, 1.0])
+def test_a_half_life_halves_and_ends_above_nothing(fraction):
+    u = np.array([1, 1 - fraction / 2, 1 - fraction, 0])
+    values = at(shapes.half_life(fraction), u)
+    want = [1, 2**-0.5, 0.5, 0.5 ** (1 / fraction)]
+    np.testing.assert_allclose(values, want, rtol=1e-6)
+    assert values[0] == 1
+
+
+def test_means_are_weighted_means_of_both_ends():
+    start, end = 3.0, 0.5
+    for mean, want in (
+        (shapes.geometric, np.exp(U * np.log(start) + (1 - U) * np.log(end))),
+        (shapes.harmonic, 1 / (U / start + (1 - U) / end)),
+    ):
+        got = end + (start - end) * at(mean.shape(start / end))
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+MAPS = (shapes.moebius, shapes.exponential, shapes.power)
+MAKERS = (*MAPS, shapes.half_life, shapes.inverse_sqrt)
 
 
 def test_a_traced_parameter_compiles_once():
@@ -147,7 +185,7 @@ def test_a_traced_parameter_compiles_once():
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("make", MAPS)
 @pytest.mark.parametrize("base", [shapes.linear, shapes.cosine])
 def test_gradients_in_the_parameter_are_finite_at_both_ends(make, base):
     for k in (0.5, 1.0, 3.0):
@@ -155,6 +193,12 @@ def test_gradients_in_the_parameter_are_finite_at_both_ends(make, base):
             slope = jax.grad(lambda k, u=u: make(k, base)(jnp.float32(u)))(k)
             assert np.isfinite(slope)
             assert (slope != 0) == (u == 0.5)
+
+
+@pytest.mark.parametrize("make", [shapes.half_life, shapes.inverse_sqrt])
+def test_gradients_in_a_timescale_or_half_life_are_finite(make):
+    for u in (0.0, 0.5, 1.0):
+        assert np.isfinite(jax.grad(lambda k, u=u: make(k)(jnp.float32(u)))(3.0))
 
 
 @over_shapes

@@ -1,5 +1,6 @@
 """Warm-up, stable, decay."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -67,3 +68,70 @@ def test_the_whole_run_may_be_decay():
     steps = jnp.arange(9)
     want = schedules.cosine(1.0, total_steps=8)(steps)
     np.testing.assert_array_equal(rate(steps), want)
+
+
+PUBLISHED = {
+    "geometric": (shapes.geometric, lambda q, p, f: p * (f / p) ** q),
+    "harmonic": (shapes.harmonic, lambda q, p, f: 1 / (q / f + (1 - q) / p)),
+    "exponential of Megatron": (
+        shapes.exponential(2.0),
+        lambda q, p, f: f + (p - f) * (2 * 0.5**q - 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("floor", [1e-6, 1e-4, 9e-4, 1e-3])
+def test_decays_to_a_floor_equal_their_published_formulas(name, floor):
+    decay, formula = PUBLISHED[name]
+    rate = schedules.wsd(
+        1e-3, total_steps=90, decay_steps=30, end_value=floor, decay=decay
+    )
+    q = np.clip((np.arange(100) - 60) / 30, 0, 1)
+    got = rate(jnp.arange(100))
+    np.testing.assert_allclose(got, formula(q, 1e-3, floor), rtol=2e-6)
+    assert (got[:61] == np.float32(1e-3)).all()
+    assert (got[90:] == np.float32(floor)).all()
+
+
+@pytest.mark.parametrize("name", ["geometric", "harmonic"])
+def test_a_mean_takes_traced_ends_and_compiles_once(name):
+    decay, formula = PUBLISHED[name]
+    traces = []
+
+    @jax.jit
+    def rate(peak, floor):
+        traces.append(1)
+        return schedules.wsd(
+            peak, total_steps=9, decay_steps=4, end_value=floor, decay=decay
+        )(jnp.arange(10))
+
+    q = np.clip((np.arange(10) - 5) / 4, 0, 1)
+    for peak, floor in ((1e-3, 1e-5), (2.0, 2.0), (0.5, 0.1)):
+        got, want = rate(peak, floor), formula(q, peak, floor)
+        np.testing.assert_allclose(got, want, rtol=3e-6)
+        assert got[5] == np.float32(peak) and got[9] == np.float32(floor)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("name", ["geometric", "harmonic"])
+@pytest.mark.parametrize("floor", [0.0, -1e-4, jnp.float32(0)])
+def test_a_mean_without_a_positive_floor_is_refused(name, floor):
+    said = rf"end_value must be positive, got .*; a decay along shapes\.{name}"
+    with pytest.raises(ValueError, match=rf"schedules\.wsd: {said}"):
+        schedules.wsd(
+            1e-3,
+            total_steps=9,
+            decay_steps=4,
+            end_value=floor,
+            decay=getattr(shapes, name),
+        )
+
+
+def test_a_half_life_of_fifty_steps_halves_and_is_held():
+    rate = schedules.wsd(
+        1e-3, total_steps=1000, decay_steps=200, decay=shapes.half_life(50 / 200)
+    )
+    got = rate(jnp.array([800, 825, 850, 900, 950, 1000, 1001, 2**31 - 1]))
+    want = 1e-3 * 0.5 ** np.array([0, 0.5, 1, 2, 3, 4, 4, 4])
+    np.testing.assert_allclose(got, want, rtol=1e-6)

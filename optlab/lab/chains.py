@@ -14,94 +14,17 @@ schedule, scaled to a peak of its own.
 """
 
 import dataclasses
-import inspect
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import optax
 
-from optlab import catalog
-from optlab.lab import settings, tuned
+from optlab.lab import parts, settings, tuned
+from optlab.lab.parts import ChainError, Part
 from optlab.lab.settings import Value
-
-# Phases that a chain's text leaves out: their fraction of the run, their least steps.
-PHASES = {"warmup_steps": (0.05, 0), "decay_steps": (0.4, 1)}
 
 # The optimizer of the parameters that another optimizer leaves to `rest`.
 REST = "adamw"
-
-# Defaults of the catalogue that a chain does not take: it has rules of its own.
-OWN_RULE = ("learning_rate", "peak", "total_steps")
-
-
-class ChainError(ValueError):
-    """A chain's text cannot be read, or asks for what does not exist."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A row of the catalogue with the settings given to it.
-
-    Attributes:
-      room: "optimizers" or "schedules".
-      name: Name of the row.
-      settings: Settings by key.
-    """
-
-    room: str
-    name: str
-    settings: Mapping[str, Value]
-
-    @property
-    def row(self) -> catalog.Row:
-        """The catalogue's row."""
-        rows = {row.name: row for row in catalog.rows(self.room)}
-        if self.name not in rows:
-            kind = self.room.removesuffix("s")
-            raise ChainError(settings.unknown(kind, self.name, rows))
-        return rows[self.name]
-
-    @property
-    def parameters(self) -> Mapping[str, inspect.Parameter]:
-        """The parameters of the row's function, in its own order."""
-        return inspect.signature(self.row.build).parameters
-
-    def explicit(self, more: Mapping[str, Value]) -> "Part":
-        """Returns the part with settings that its text left out.
-
-        Args:
-          more: Settings that come before the catalogue's.
-
-        Returns:
-          The part; settings of its own text are kept.
-        """
-        defaults = {
-            key: value
-            for key, value in self.row.defaults.items()
-            if key not in OWN_RULE and isinstance(value, Value)
-        }
-        merged = {**more, **defaults, **more, **self.settings}  # `more` stands first
-        return Part(self.room, self.name, merged)
-
-    def build(self, *arguments: Any, **more: Any) -> Any:
-        """Builds what the row stands for.
-
-        Args:
-          *arguments: Arguments that come first.
-          **more: Arguments beside the settings.
-
-        Returns:
-          A transformation or a schedule.
-        """
-        function = self.row.build
-        return function(
-            *arguments, **settings.keywords(function, self.settings), **more
-        )
-
-    def __str__(self) -> str:
-        pairs = [f"{key}={settings.spell(v)}" for key, v in self.settings.items()]
-        return f"{self.name}:{','.join(pairs)}" if pairs else self.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,13 +111,9 @@ class Chain:
         steps = self.steps if self.steps is not None else steps
         if steps is None or steps < 1:
             raise ChainError(f"chain '{self}': steps must be at least 1, got {steps}")
-        phases: dict[str, Value] = {
-            name: max(least, round(fraction * steps))
-            for name, (fraction, least) in PHASES.items()
-            if name in self.schedule.parameters
-        }
         optimizer = self.optimizer.explicit(_implied(self, workload))
-        return Chain(optimizer, self.schedule.explicit(phases), steps)
+        peak = optimizer.settings["learning_rate"]
+        return Chain(optimizer, parts.whole(self.schedule, peak, steps), steps)
 
     def build(
         self, steps: int | None = None
@@ -253,30 +172,20 @@ def _read_chain(text: str) -> Chain:
             f"after '@' comes the number of steps, at least 1; got '{steps}'"
         )
     # A plus sign before a digit belongs to an exponent, as in 1e+3.
-    parts = re.split(r"\+(?!\d)", body)
-    if len(parts) != 2 or not all(parts):
+    pieces = re.split(r"\+(?!\d)", body)
+    if len(pieces) != 2 or not all(pieces):
         raise ValueError("write an optimizer, '+' and a schedule, as in 'adamw+cosine'")
-    optimizer = _read_part("optimizers", parts[0])
-    schedule = _read_part("schedules", parts[1])
+    optimizer = parts.read("optimizers", pieces[0])
+    schedule = parts.read("schedules", pieces[1])
     chain = Chain(optimizer, schedule, int(steps) if at else None)
     _check_optimizer(chain)
-    _check_schedule(chain)
+    peak = settings.spell(schedule.settings.get(schedule.peak, "RATE"))
+    parts.check_schedule(
+        schedule,
+        f"is the optimizer's; write '{optimizer.name}:learning_rate={peak}'",
+        "is the run's; write '@STEPS' at the end",
+    )
     return chain
-
-
-def _read_part(room: str, text: str) -> Part:
-    name, colon, pairs = text.partition(":")
-    found: dict[str, Value] = {}
-    for pair in pairs.split(",") if colon else ():
-        key, equals, value = (piece.strip() for piece in pair.partition("="))
-        if not (key and equals and value):
-            raise ValueError(
-                f"settings are key=value, with commas between; got '{pair}'"
-            )
-        if key in found:
-            raise ValueError(f"'{key}' is given twice")
-        found[key] = settings.read(key, value)
-    return Part(room, name.strip(), found)
 
 
 def _check_optimizer(chain: Chain) -> None:
@@ -292,19 +201,6 @@ def _check_optimizer(chain: Chain) -> None:
             raise ValueError(f"{rest.name} takes matrices only and cannot be the rest")
         settings.check(rest.name, rest.row.build, rest.settings)
     settings.check(optimizer.name, optimizer.row.build, own)
-
-
-def _check_schedule(chain: Chain) -> None:
-    schedule, given = chain.schedule, chain.schedule.settings
-    peak = next(iter(schedule.parameters))
-    if peak in given:
-        rate = f"{chain.optimizer.name}:learning_rate={settings.spell(given[peak])}"
-        raise ValueError(f"the {peak} is the optimizer's learning rate; write '{rate}'")
-    if "total_steps" in given:
-        raise ValueError(
-            "total_steps is the length of the run; write '@STEPS' at the end"
-        )
-    settings.check(schedule.name, schedule.row.build, given)
 
 
 def _implied(chain: Chain, workload: str) -> dict[str, Value]:
@@ -326,10 +222,7 @@ def _implied(chain: Chain, workload: str) -> dict[str, Value]:
 def _build(chain: Chain) -> tuple[optax.GradientTransformation, optax.Schedule]:
     given = dict(chain.optimizer.settings)
     peak: Any = given.pop("learning_rate")
-    total = {"total_steps": chain.steps}
-    schedule = chain.schedule.build(
-        peak, **total if "total_steps" in chain.schedule.parameters else {}
-    )
+    schedule = parts.build_schedule(chain.schedule, peak, chain.length)
     if not chain.has_rest:
         return Part("optimizers", chain.optimizer.name, given).build(schedule), schedule
     own = {k: v for k, v in given.items() if k != "rest" and not k.startswith("rest.")}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -24,9 +25,25 @@ def whole(who: str, name: str, value: Any, least: int) -> int:
     return steps
 
 
+def start(who: str, name: str, value: Any, least: int) -> Any:
+    """Returns the start of a phase that cannot begin before step `least`.
+
+    Raises where it is known to; a traced start is raised to `least`.
+    """
+    if not isinstance(value, jax.core.Tracer):
+        return whole(who, name, value, least)
+    if not jnp.issubdtype(value.dtype, jnp.integer):
+        raise TypeError(
+            f"{who}: {name} counts steps and must be an integer, got {value.dtype}"
+        )
+    return jnp.maximum(value.astype(jnp.int32), least)
+
+
 def known(value: Any) -> np.ndarray | None:
-    """Returns a number in double precision; None while it is traced."""
-    return None if isinstance(value, jax.core.Tracer) else np.asarray(value, float)
+    """Returns numbers in double precision; None while one of them is traced."""
+    leaves = jax.tree.leaves(value)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    return None if traced else np.asarray(value, float)
 
 
 def positive(who: str, name: str, value: Any, why: str = "") -> None:
@@ -36,12 +53,14 @@ def positive(who: str, name: str, value: Any, why: str = "") -> None:
         raise ValueError(f"{who}: {name} must be positive, got {value}{why}")
 
 
-def falls(who: str, peak: Any, end_value: Any) -> None:
-    """Raises if the end value is known to lie above the peak."""
+def falls(
+    who: str, peak: Any, end_value: Any, name: str = "end_value", above: str = "peak"
+) -> None:
+    """Raises if the value called `name` is known to lie above the one it follows."""
     top, floor = known(peak), known(end_value)
     if top is not None and floor is not None and (floor > top).any():
         raise ValueError(
-            f"{who}: end_value={end_value} lies above the peak {peak}; a decay falls"
+            f"{who}: {name}={end_value} lies above the {above} {peak}; a decay falls"
         )
 
 

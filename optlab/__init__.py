@@ -5,6 +5,7 @@ schedules    step -> value
 laws         (schedule, constants) -> predicted loss
 probes       instruments that measure a run and never change it
 optimizers   hyperparameters -> GradientTransformation
+wrappers     GradientTransformation -> GradientTransformation
 sharding     (kernel, mesh) -> the same kernel on the mesh
 inspection   state -> report
 trees        paths, matrix views and stacks of parameter trees
@@ -23,5 +24,6 @@ from optlab import probes as probes
 from optlab import schedules as schedules
 from optlab import sharding as sharding
 from optlab import trees as trees
+from optlab import wrappers as wrappers
 
 __version__ = "0.1.0"

@@ -30,7 +30,8 @@ LADDER: dict[str, tuple[str, ...]] = {
 
 # Files of one room that the others in it may import.
 SHARED_FILES = {
-    "catalog": ("_row", "_optimizers", "_schedules"),
+    "catalog": ("_row", "_optimizers", "_schedules", "_wrappers"),
+    "controllers": ("_forecast", "_next_rate", "_stages"),
     "kernels": ("_polar_coefficients",),
     "schedules": ("shapes", "_phases", "_checks"),
 }
@@ -44,6 +45,8 @@ PUBLIC_FILES = {"schedules": ("shapes",)}
 # Packages that are not ours, beside the standard library.
 OUTSIDE = ("jax", "jaxlib", "optax", "numpy")
 OUTSIDE_OF = {
+    "laws": (*OUTSIDE, "scipy"),
+    "controllers": (*OUTSIDE, "scipy", "sklearn"),
     "testing": (*OUTSIDE, "chex"),
     "lab": (
         *OUTSIDE,

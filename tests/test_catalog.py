@@ -51,7 +51,9 @@ def test_a_row_lives_in_its_room_under_its_name(row):
 def test_defaults_and_static_arguments_are_arguments_of_build(row):
     assert set(row.defaults) <= set(arguments(row))
     assert set(row.static) <= set(arguments(row))
-    first = {"optimizers": "learning_rate", "schedules": "peak"}[row.room]
+    first = {"optimizers": "learning_rate", "wrappers": "inner", "schedules": "peak"}[
+        row.room
+    ]
     assert next(iter(arguments(row))) == first
     assert first in row.defaults
 

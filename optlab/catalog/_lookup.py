@@ -2,17 +2,17 @@
 
 import difflib
 
-from optlab.catalog import _optimizers, _schedules
+from optlab.catalog import _optimizers, _schedules, _wrappers
 from optlab.catalog._row import Row
 
-ROWS = (*_optimizers.ROWS, *_schedules.ROWS)
+ROWS = (*_optimizers.ROWS, *_wrappers.ROWS, *_schedules.ROWS)
 
 
 def rows(room: str | None = None) -> tuple[Row, ...]:
     """Returns the rows of the catalogue, or those of one room.
 
     Args:
-      room: 'optimizers' or 'schedules'; None for all.
+      room: 'optimizers', 'wrappers' or 'schedules'; None for all.
 
     Returns:
       Rows in the order of the catalogue.

@@ -69,6 +69,21 @@ ROWS = (
         static=("mask",),
     ),
     Row(
+        "fedhyper",
+        optimizers.fedhyper,
+        "optimizers",
+        "hypergradient",
+        Paper(
+            "Wang et al.",
+            "FedHyper: a universal and robust learning rate scheduler for federated"
+            " learning with hypergradient descent",
+            2023,
+            "https://arxiv.org/abs/2310.03156",
+        ),
+        defaults={"learning_rate": 0.1, "normalize": True},
+        static=("bounds", "momentum", "normalize"),
+    ),
+    Row(
         "muon",
         optimizers.muon,
         "optimizers",

@@ -29,7 +29,7 @@ class Row:
     Attributes:
       name: Name on the command line, unique.
       build: Function that makes it; `build(**defaults)` works.
-      room: Room in which it lives: 'optimizers', 'schedules'.
+      room: Room in which it lives: 'optimizers', 'wrappers', 'schedules'.
       family: Tag for tables and plots.
       paper: Its publication.
       needs: Extra arguments that its update requires, such as 'value' or 'key'.
@@ -38,6 +38,8 @@ class Row:
       static: Arguments that `optax.inject_hyperparams` must leave alone.
       eval_params: From state and parameters to those to evaluate, or None.
       on_mesh: From a mesh and axis names to the arguments that differ there, or None.
+      exempt: Promises of the conformance suite that the method cannot keep by its
+        nature, each with the reason.
     """
 
     name: str
@@ -51,3 +53,4 @@ class Row:
     static: tuple[str, ...] = ()
     eval_params: Callable[..., Any] | None = None
     on_mesh: Callable[..., Mapping[str, Any]] | None = None
+    exempt: Mapping[str, str] = dataclasses.field(default_factory=dict)

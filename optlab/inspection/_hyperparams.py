@@ -4,11 +4,11 @@ from typing import Any
 
 import jax
 
-from optlab import links, trees
+from optlab import trees
 
 
 def hyperparams(state: Any) -> dict[str, dict[str, jax.Array]]:
-    """Finds every learning-rate link in a state and returns its step and rate.
+    """Finds the step and the rate of every link in a state that holds both.
 
     Nothing is copied to the host: the values are the arrays of the state, so this may
     be called under `jax.jit`.
@@ -36,7 +36,7 @@ def hyperparams(state: Any) -> dict[str, dict[str, jax.Array]]:
     """
 
     def is_link(node: Any) -> bool:
-        return isinstance(node, links.ScaleByLearningRateState)
+        return {"count", "learning_rate"} <= set(getattr(node, "_fields", ()))
 
     found: dict[str, dict[str, jax.Array]] = {}
     for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_link):

@@ -27,8 +27,8 @@ FUNCTIONS: dict[str, dict[str, Callable]] = {
     },
 }
 
-# Arguments that a chain's text cannot give: trees, other parts of the chain.
-NOT_IN_TEXT = ("mask", "rest", "total_steps")
+# Arguments that a chain's text cannot give: trees, pairs, other parts of the chain.
+NOT_IN_TEXT = ("bounds", "mask", "rest", "total_steps")
 
 
 def unknown(kind: str, name: str, names: Iterable[str]) -> str:

@@ -4,6 +4,11 @@
 """
 
 from optlab.optimizers._adamw import adamw as adamw
+from optlab.optimizers._fedhyper import ScaleByFedhyperState as ScaleByFedhyperState
+from optlab.optimizers._fedhyper import fedhyper as fedhyper
+from optlab.optimizers._fedhyper import fedhyper_client_factor as fedhyper_client_factor
+from optlab.optimizers._fedhyper import fedhyper_server_rate as fedhyper_server_rate
+from optlab.optimizers._fedhyper import scale_by_fedhyper as scale_by_fedhyper
 from optlab.optimizers._lion import lion as lion
 from optlab.optimizers._muon import ScaleByMuonState as ScaleByMuonState
 from optlab.optimizers._muon import muon as muon

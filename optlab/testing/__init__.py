@@ -134,8 +134,8 @@ def check(
       promises: Names from `PROMISES`, or promises of your own; None means all.
       extra_args: Function (params, grads, loss) -> dict of the extra arguments that
         the chain needs. None means what `row.needs` names.
-      exempt: Reasons by promise, for promises that the method cannot keep. They are
-        reported as not applicable.
+      exempt: Reasons by promise, for promises that the method cannot keep, beside
+        those of the row. They are reported as not applicable.
       reference: Function (params, grads) -> list with the parameters after each
         gradient, in float64 NumPy arrays, for the promise `follows_reference`.
       tolerance: Allowed difference in float32, relative to the largest entry of a

@@ -143,7 +143,7 @@ class Subject:
         self.params = default_params() if params is None else params
         needs = row.needs if row else ()
         self.extra_args = extra_args or extra_args_for(needs)
-        self.exempt = dict(exempt or {})
+        self.exempt = {**(row.exempt if row else {}), **(exempt or {})}
         self.reference = reference
         self.tolerance = tolerance
         self._made: dict[Callable[..., Any], Any] = {}

@@ -134,9 +134,57 @@ def muon(h):
     return reference
 
 
+def hypergradient(h):
+    """Additive, around Adam: one rate for the whole tree."""
+
+    def reference(params, grads):
+        adam = adamw(
+            {"learning_rate": 1.0, "b1": 0.9, "b2": 0.999, "eps": 1e-8}
+            | {"weight_decay": 0.0}
+        )
+        zeros = jax.tree.map(np.zeros_like, params)
+        ends = [zeros, *adam(zeros, grads)]
+        rate, last, points = h["learning_rate"], zeros, []
+        for g, begin, end in zip(grads, ends, ends[1:], strict=False):
+            u = jax.tree.map(np.subtract, begin, end)
+            rate = max(0.0, rate + h["hyper_learning_rate"] * inner_product(g, last))
+            params = jax.tree.map(lambda p, u, a=rate: p - a * u, params, u)
+            last = u
+            points.append(params)
+        return points
+
+    return reference
+
+
+def fedhyper(h):
+    """Normalised, without momentum: one factor for the whole tree."""
+
+    def reference(params, grads):
+        correction, last, points = 0.0, None, []
+        for g in grads:
+            if last is not None:
+                norms = (inner_product(g, g) * inner_product(last, last)) ** 0.5
+                correction += inner_product(g, last) / norms
+            correction = min(max(correction, h["bounds"][0]), h["bounds"][1])
+            step = h["learning_rate"] * (1 + correction)
+            params = jax.tree.map(lambda p, g, a=step: p - a * g, params, g)
+            last = g
+            points.append(params)
+        return points
+
+    return reference
+
+
+def inner_product(a, b):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return sum(float(np.sum(x * y)) for x, y in pairs)
+
+
 REFERENCES = {
     "adamomentum": adamomentum,
     "adamw": adamw,
+    "fedhyper": fedhyper,
+    "hypergradient": hypergradient,
     "lion": lion,
     "muon": muon,
     "nadamw": nadamw,

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 from absl import flags
@@ -40,10 +41,14 @@ def fails(capsys, *argv: str) -> tuple[int, str]:
     return code, lines[0]
 
 
+def module_of(command: str) -> types.ModuleType:
+    name = command.replace("-", "_")
+    return cli.importlib.import_module(f"optlab.lab.cli.{name}")
+
+
 def positional(command: str) -> tuple[str, ...]:
     """Returns the names of a command's arguments without a flag."""
-    module = cli.importlib.import_module(f"optlab.lab.cli.{command}")
-    return getattr(module, "POSITIONAL", ())
+    return getattr(module_of(command), "POSITIONAL", ())
 
 
 def test_help_lists_the_commands(capsys):
@@ -65,7 +70,7 @@ def test_the_help_of_a_command_has_its_flags_and_examples(command, capsys):
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_the_examples_of_a_command_have_flags_that_it_knows(command):
-    module = cli.importlib.import_module(f"optlab.lab.cli.{command}")
+    module = module_of(command)
     joined = module.EXAMPLES.replace("\\\n", " ")
     lines = [line for line in joined.splitlines() if line.startswith("optlab ")]
     assert lines

@@ -1,4 +1,4 @@
-"""The command line: `optlab race`, `train`, `sweep` and `catalog`.
+"""The command line: `optlab race`, `train`, `sweep`, `catalog` and others.
 
 Flax, Orbax and Matplotlib are loaded by the commands that need them, so that help and
 the catalogue come at once.
@@ -12,11 +12,12 @@ import traceback
 import types
 from collections.abc import Sequence
 
-# Each command is the module of its name in this package.
+# Each command is the module of its name in this package, with '_' for '-'.
 COMMANDS = {
     "race": "race chains on the same data and seeds: table, picture, report",
     "train": "train one chain, with metrics and checkpoints",
     "sweep": "find a chain's learning rate",
+    "plot-schedule": "draw learning rates over the steps",
     "catalog": "list what there is: optimizers, schedules, kernels",
 }
 
@@ -26,7 +27,7 @@ optlab: optimizers, schedules and kernels for JAX, and races between them
 usage: optlab COMMAND [FLAGS]
 
 commands:
-{chr(10).join(f"  {name:9}{summary}" for name, summary in COMMANDS.items())}
+{chr(10).join(f"  {name:15}{summary}" for name, summary in COMMANDS.items())}
 
 `optlab COMMAND --help` tells a command's flags, with examples. Start with
 
@@ -73,7 +74,7 @@ def _dispatch(argv: list[str]) -> int:
         if name not in COMMANDS:
             _say(f"optlab: {settings.unknown('command', name, COMMANDS)}")
             return 2
-        command = importlib.import_module(f"optlab.lab.cli.{name}")
+        command = importlib.import_module(f"optlab.lab.cli.{name.replace('-', '_')}")
         return _run(name, command, rest)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

@@ -206,6 +206,38 @@ def define_counts(
         flags.DEFINE_integer(name, default, text, lower_bound=1, flag_values=values)
 
 
+def define_schedule(
+    values: flags.FlagValues, *, steps: int | None, peak: float | None
+) -> None:
+    """Defines the flags that schedules are built with.
+
+    Args:
+      values: Set that receives them.
+      steps: Steps by default; None asks for them.
+      peak: Peak by default; None asks for it.
+    """
+    flags.DEFINE_integer(
+        "steps", steps, "Steps of the run.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_float(
+        "peak", peak, "Learning rate after the warm-up.", flag_values=values
+    )
+    flags.register_validator(
+        "peak",
+        lambda peak: peak is None or 0 < peak < float("inf"),
+        "a number above 0 is wanted",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "warmup_steps",
+        None,
+        "Steps of the linear warm-up of schedules that do not say it themselves; 5 %"
+        " of the steps if it is left out.",
+        lower_bound=0,
+        flag_values=values,
+    )
+
+
 def define_out(values: flags.FlagValues, default: str) -> None:
     """Defines the flag that names the folder for results.
 

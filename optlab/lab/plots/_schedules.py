@@ -2,7 +2,9 @@
 
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+
+import numpy as np
 
 from optlab.lab.plots import _style
 
@@ -14,7 +16,7 @@ LABEL = 40
 
 
 def schedules(
-    rates: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    rates: Mapping[str, tuple[np.ndarray, np.ndarray]],
     path: str | os.PathLike,
     title: str = "Schedules",
 ) -> None:

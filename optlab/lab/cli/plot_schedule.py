@@ -1,0 +1,51 @@
+"""`optlab plot-schedule`."""
+
+import types
+
+from absl import flags
+
+from optlab.lab.cli import options
+
+POSITIONAL = ("SCHEDULE...",)
+
+EXAMPLES = """\
+optlab plot-schedule wsd rex uba --out schedules.png
+    three schedules of 1000 steps
+optlab plot-schedule cosine wsd:decay_steps=4000,decay=cosine --steps 24000 \\
+    --peak 3e-4 --warmup-steps 2000
+    a longer run; `optlab catalog --name wsd` shows the settings
+
+A schedule is SCHEDULE[:key=value,...]. A warm-up left out is 5 % of the
+steps, a decay 40 %.
+"""
+
+
+def define(values: flags.FlagValues) -> None:
+    """Defines the command's flags.
+
+    Args:
+      values: Set that receives them.
+    """
+    options.define_schedule(values, steps=1000, peak=1e-3)
+    flags.DEFINE_string(
+        "out", "schedules.png", "Picture to write: PNG, SVG or PDF.", flag_values=values
+    )
+
+
+def run(given: types.SimpleNamespace, command: str) -> None:
+    """Draws the schedules.
+
+    Args:
+      given: The value of each flag.
+      command: The command line; a picture does not record it.
+    """
+    from optlab.lab import plots, rates
+
+    del command
+    with options.checked():
+        schedules = rates.named(
+            given.schedule, given.peak, given.steps, given.warmup_steps
+        )
+    lines = {text: rates.line(s, given.steps) for text, s in schedules.items()}
+    plots.schedules(lines, given.out)
+    print(f"Written: {given.out}")

@@ -141,8 +141,8 @@ def fedhyper(
       >>> state = tx.init(difference)
       >>> for _ in range(3):
       ...     updates, state = tx.update(difference, state)
-      >>> print(updates)
-      [-1.8  2.4]
+      >>> [f"{entry:.2f}" for entry in updates]
+      ['-1.80', '2.40']
 
     Source:
       As `scale_by_fedhyper`.
@@ -221,7 +221,8 @@ def fedhyper_client_factor(
       >>> from optlab import optimizers
       >>> d, turned = jnp.array([0.1, 0.2]), jnp.array([-0.2, -0.1])
       >>> for last in (d, turned):
-      ...     print(optimizers.fedhyper_client_factor(1.0, d, last, d, clients=10))
+      ...     factor = optimizers.fedhyper_client_factor(1.0, d, last, d, clients=10)
+      ...     print(f"{factor:.4f}")
       1.0505
       0.9605
 

@@ -86,7 +86,7 @@ def hypergradient(
       ...     updates, state = tx.update(w, state, w)
       ...     w = optax.apply_updates(w, updates)
       >>> print(f"{w[0]:.3f} {state.learning_rate:.3f}")
-      2.232 0.094
+      2.097 0.107
 
     Source:
       Baydin et al., 2017, arXiv:1703.04782: additive and, normalised as here, the

@@ -6,6 +6,7 @@ laws         (schedule, constants) -> predicted loss
 probes       instruments that measure a run and never change it
 optimizers   hyperparameters -> GradientTransformation
 wrappers     GradientTransformation -> GradientTransformation
+controllers  observations -> decision, for the loop on the host
 sharding     (kernel, mesh) -> the same kernel on the mesh
 inspection   state -> report
 trees        paths, matrix views and stacks of parameter trees
@@ -15,6 +16,7 @@ testing      the conformance suite
 """
 
 from optlab import catalog as catalog
+from optlab import controllers as controllers
 from optlab import inspection as inspection
 from optlab import kernels as kernels
 from optlab import laws as laws

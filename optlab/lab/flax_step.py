@@ -37,8 +37,8 @@ def train_step(
       key: Random key for this step, for transformations that draw numbers.
 
     Returns:
-      `loss`, `gradient_norm` and `update_norm`, shape (), float32, and
-      `learning_rates`, the rate of this step by parameter group.
+      `loss`, `gradient_norm`, `gradient_l1_norm` and `update_norm`, shape (), float32,
+      and `learning_rates`, the rate of this step by parameter group.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -152,9 +152,11 @@ def _extra_arguments(
 
 def _scalars(value: jax.Array, grads: Any, updates: Any, opt_state: Any) -> Scalars:
     found = inspection.hyperparams(opt_state)
+    grads = optax.tree.cast(grads, jnp.float32)
     return {
         "loss": value.astype(jnp.float32),
-        "gradient_norm": optax.tree.norm(optax.tree.cast(grads, jnp.float32)),
+        "gradient_norm": optax.tree.norm(grads),
+        "gradient_l1_norm": optax.tree.norm(grads, ord=1),
         "update_norm": optax.tree.norm(optax.tree.cast(updates, jnp.float32)),
         "learning_rates": {group: row["learning_rate"] for group, row in found.items()},
     }

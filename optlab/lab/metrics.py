@@ -146,6 +146,7 @@ def train_rows(
             "loss": float(scalars["loss"]),
             "learning_rate": next(iter(rates.values()), None),
             "gradient_norm": float(scalars["gradient_norm"]),
+            "gradient_l1_norm": float(scalars["gradient_l1_norm"]),
             "update_norm": float(scalars["update_norm"]),
             "tokens_per_second": tokens_per_second,
         }

@@ -188,10 +188,22 @@ def test_the_rate_of_each_group_is_reported():
         assert found == pytest.approx({"matrix": float(schedule(step)), "rest": 0.01})
 
 
+def test_both_norms_are_those_of_the_gradient():
+    # With rate 1 the update of plain descent is minus the gradient.
+    model, optimizer = nnx_pair(optax.sgd(1.0))
+    before = jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))
+    scalars = take_step(model, optimizer, toy.draw(0, 0))
+    moved = jax.tree.map(jnp.subtract, before, nnx.state(model, nnx.Param))
+    entries = np.concatenate([np.ravel(x) for x in jax.tree.leaves(moved)])
+    for name, order in (("gradient_norm", 2), ("gradient_l1_norm", 1)):
+        wanted = np.linalg.norm(entries, ord=order)
+        np.testing.assert_allclose(scalars[name], wanted, rtol=1e-5)
+
+
 def test_half_precision_parameters_have_float32_norms():
     model, optimizer = nnx_pair(optax.sgd(0.1))
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), nnx.state(model, nnx.Param))
     nnx.update(model, half)
     scalars = take_step(model, optimizer, toy.draw(0, 0))
-    names = ("loss", "gradient_norm", "update_norm")
+    names = ("loss", "gradient_norm", "gradient_l1_norm", "update_norm")
     assert all(scalars[name].dtype == jnp.float32 for name in names)

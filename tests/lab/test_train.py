@@ -72,6 +72,8 @@ def test_every_step_and_evaluation_is_logged(tmp_path, undisturbed):
     rates = [row["learning_rate"] for row in trained]
     assert rates == pytest.approx([0.1 * (1 - step / 12) for step in range(12)])
     assert all(row["gradient_norm"] > 0 and row["update_norm"] > 0 for row in trained)
+    # The parameters are more than one, so their absolute sum is the larger norm.
+    assert all(row["gradient_l1_norm"] > row["gradient_norm"] for row in trained)
     assert trained[0]["tokens_per_second"] is None
     assert all(row["tokens_per_second"] > 0 for row in trained[1:])
     # Without a folder the numbers are the same.

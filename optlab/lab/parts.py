@@ -12,7 +12,18 @@ from optlab.lab import settings
 from optlab.lab.settings import Value
 
 # Phases that a chain's text leaves out: their fraction of the run, their least steps.
-PHASES = {"warmup_steps": (0.05, 0), "decay_steps": (0.4, 1)}
+PHASES = {
+    "warmup_steps": (0.05, 0),
+    "decay_steps": (0.4, 1),
+    "cooldown_steps": (0.15, 1),
+    "annealing_steps": (0.2, 1),
+}
+
+# The same for what is there more than once.
+SERIES = {"boundaries": (0.5, 0.75), "cycle_steps": (0.5, 0.5)}
+
+# A schedule without a warm-up of its own: it gets one.
+WARMUP = ("warmup_steps", 0)
 
 # Defaults of the catalogue that a chain does not take: it has rules of its own.
 OWN_RULE = ("learning_rate", "peak", "total_steps")
@@ -67,7 +78,7 @@ class Part:
         defaults = {
             key: value
             for key, value in self.row.defaults.items()
-            if key not in OWN_RULE and isinstance(value, Value)
+            if key not in OWN_RULE and isinstance(value, int | float | str | None)
         }
         merged = {**more, **defaults, **more, **self.settings}  # `more` stands first
         return Part(self.room, self.name, merged)
@@ -164,6 +175,11 @@ def check_schedule(schedule: Part, peak: str, steps: str) -> None:
       ValueError: If a setting is unknown, of the wrong kind or given elsewhere.
     """
     given = schedule.settings
+    if schedule.peak != "peak":
+        raise ValueError(
+            f"text cannot give the {schedule.peak} that {schedule.name} is made of; use"
+            f" optlab.schedules.{schedule.name}"
+        )
     if schedule.peak in given:
         raise ValueError(f"the {schedule.peak} {peak}")
     if "total_steps" in given:
@@ -179,18 +195,28 @@ def whole(schedule: Part, peak: Any, steps: int) -> Part:
       peak: The run's peak; the catalogue's other rates are scaled with it.
       steps: Steps of the run; phases are fractions of it.
     """
-    phases = {
-        name: max(least, round(fraction * steps))
-        for name, (fraction, least) in PHASES.items()
-        if name in schedule.parameters
-    }
+    own: dict[str, Value] = {}
+    for key, (fraction, least) in PHASES.items():
+        if _is_open(key, schedule.parameters):
+            own[key] = max(least, round(fraction * steps))
+    for key, fractions in SERIES.items():
+        if key in schedule.parameters:
+            own[key] = tuple(max(1, round(x * steps)) for x in fractions)
     defaults = schedule.row.defaults
-    rates = {
-        key: peak / defaults[schedule.peak] * value
+    own |= {
+        key: peak / defaults["peak"] * value
         for key, value in defaults.items()
         if key.endswith("_value")
     }
-    return schedule.explicit({**phases, **rates})
+    return schedule.explicit(own)
+
+
+def _is_open(key: str, parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether a schedule needs a phase, or would go without a warm-up."""
+    if key not in parameters:
+        return False
+    default = parameters[key].default
+    return default is inspect.Parameter.empty or (key, default) == WARMUP
 
 
 def build_schedule(schedule: Part, peak: Any, steps: int) -> optax.Schedule:

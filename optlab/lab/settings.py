@@ -10,7 +10,7 @@ from typing import Any
 
 from optlab import kernels, schedules
 
-Value = int | float | bool | str | None
+Value = int | float | bool | str | tuple[int, ...] | None
 
 DTYPES = (None, "float64", "float32", "bfloat16", "float16")
 
@@ -58,8 +58,8 @@ def unknown(kind: str, name: str, names: Iterable[str]) -> str:
 def spell(value: Value) -> str:
     """Spells a value as `read` reads it.
 
-    >>> [spell(value) for value in (None, True, 0.02, "average")]
-    ['none', 'true', '0.02', 'average']
+    >>> [spell(value) for value in (None, True, 0.02, "average", (300, 600))]
+    ['none', 'true', '0.02', 'average', '300/600']
 
     Args:
       value: The value.
@@ -67,14 +67,17 @@ def spell(value: Value) -> str:
     Returns:
       Its text.
     """
+    if isinstance(value, tuple):
+        # One number ends in a slash, as in Python it would in a comma.
+        return "/".join(map(str, value)) + "/" * (len(value) == 1)
     return value if isinstance(value, str) else str(value).lower()
 
 
 def read(key: str, text: str) -> Value:
     """Reads a value.
 
-    >>> [read("b1", text) for text in ("none", "true", "3", "3e-4", "average")]
-    [None, True, 3, 0.0003, 'average']
+    >>> [read("b1", text) for text in ("none", "true", "3", "3e-4", "average", "3/6")]
+    [None, True, 3, 0.0003, 'average', (3, 6)]
 
     Args:
       key: Its key, for messages.
@@ -96,9 +99,12 @@ def read(key: str, text: str) -> Value:
         if not math.isfinite(number):
             raise ValueError(f"{key}={text}: the value must be finite")
         return number
+    if re.fullmatch(r"\d+/(\d+(/\d+)*)?", text):
+        return tuple(int(number) for number in text.rstrip("/").split("/"))
     if not re.fullmatch(r"[A-Za-z_]\w*", text):
         raise ValueError(
-            f"{key}={text}: a value is a number, true, false, none or a name"
+            f"{key}={text}: a value is a number, true, false, none, a name or whole"
+            " numbers with '/' between"
         )
     return text
 
@@ -162,6 +168,11 @@ def _wanted(key: str, value: Value, parameter: inspect.Parameter) -> str | None:
     if key == "learning_rate":
         positive = isinstance(value, int | float) and number and value > 0
         return None if positive else "a rate is a number above 0"
+    if isinstance(value, tuple):
+        many = "Sequence" in str(parameter.annotation)
+        return None if many else "one value is wanted"
+    if "Sequence" in str(parameter.annotation) and parameter.default is parameter.empty:
+        return "whole numbers are wanted, with '/' between, as in 300/600"
     if key.endswith("steps"):
         whole = isinstance(value, int) and number and value >= 0
         return None if whole else "steps are a whole number, 0 or more"

@@ -1,5 +1,7 @@
 """A chain's text says which optimizer is built, with which schedule."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,8 +75,15 @@ def test_functions_are_given_by_name():
     )
 
 
+def takes_a_peak(row: catalog.Row) -> bool:
+    return next(iter(inspect.signature(row.build).parameters)) == "peak"
+
+
+SCHEDULES = [row for row in catalog.rows("schedules") if takes_a_peak(row)]
+
+
 @pytest.mark.parametrize("optimizer", catalog.rows("optimizers"), ids=lambda r: r.name)
-@pytest.mark.parametrize("schedule", catalog.rows("schedules"), ids=lambda r: r.name)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda r: r.name)
 def test_every_pair_of_rows_makes_a_chain_that_moves(optimizer, schedule):
     chain = chains.parse(f"{optimizer.name}+{schedule.name}").explicit(6)
     tx, rate = chain.build()
@@ -90,6 +99,36 @@ def test_a_text_without_lengths_warms_up_for_5_and_decays_for_40_percent():
     assert chain.schedule.settings == {"warmup_steps": 10, "decay_steps": 80}
     chain = chains.parse("adamw+wsd:warmup_steps=3").explicit(1)
     assert chain.schedule.settings == {"warmup_steps": 3, "decay_steps": 1}
+
+
+def test_a_schedule_keeps_its_own_warm_up_and_its_catalogue_s_proportions():
+    own = chains.parse("adamw+one_cycle").explicit(200).schedule.settings
+    assert "warmup_steps" not in own
+    chain = chains.parse("adamw:learning_rate=0.5+exponential").explicit(200)
+    row = catalog.get("exponential").defaults
+    ratio = chain.schedule.settings["end_value"] / row["end_value"]
+    assert ratio == pytest.approx(0.5 / row["peak"])
+
+
+def test_several_whole_numbers_have_slashes_between():
+    chain = chains.parse("sgd:learning_rate=1.0+step_decay:boundaries=3/6@9")
+    assert chain.schedule.settings == {"boundaries": (3, 6)}
+    _, rate = chain.build()
+    assert [float(rate(t)) for t in (2, 3, 6)] == pytest.approx([1, 0.1, 0.01])
+    assert chains.parse(str(chain)) == chain
+    one = chains.parse("sgd+step_decay:boundaries=4/")
+    assert one.schedule.settings == {"boundaries": (4,)}
+    assert chains.parse(str(one)) == one
+    left_out = chains.parse("sgd+step_decay").explicit(200).schedule.settings
+    assert left_out["boundaries"] == (100, 150)
+
+
+def test_schedules_made_of_other_things_than_a_peak_have_no_text():
+    others = [row for row in catalog.rows("schedules") if not takes_a_peak(row)]
+    assert others
+    for row in others:
+        with pytest.raises(chains.ChainError, match=f"optlab.schedules.{row.name}"):
+            chains.parse(f"adamw+{row.name}")
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])
@@ -215,6 +254,9 @@ WRONG = {
     "adamw+cosine@": "at least 1",
     "adamw+wsd:decay_steps=0.2": "whole number",
     "adamw+wsd:decay_steps=-2": "whole number",
+    "adamw+wsd:decay_steps=3/4": "one value is wanted",
+    "adamw+step_decay:boundaries=3": "whole numbers are wanted, with '/' between",
+    "adamw+step_decay:boundaries=3/x": "whole numbers with '/' between",
     "adamw+wsd:decay=lineal": "did you mean 'linear'",
     "adamw+cosine:peak=3": "write 'adamw:learning_rate=3'",
     "adamw+cosine:total_steps=3": "@STEPS",

@@ -42,22 +42,24 @@ def table(
       Written for this library. Differs from `jnp.interp`: integer differences of steps.
     """
     who = "schedules.table"
-    shape = jnp.shape(values)
-    if len(shape) != 1 or not shape[0]:
-        raise ValueError(f"{who}: values need the shape (n,) with n > 0, got {shape}")
-    numbers = _checks.known(values)
-    if numbers is not None and not np.isfinite(numbers).all():
-        at = int(np.argmin(np.isfinite(numbers)))
-        raise ValueError(f"{who}: value {at} is {numbers[at]}; it must be finite")
-    knots = range(shape[0])
+    known = _checks.known(values)
+    given = jnp.asarray(values) if known is None else known
+    if given.ndim != 1 or not given.size:
+        raise ValueError(
+            f"{who}: values need the shape (n,) with n > 0, got {given.shape}"
+        )
+    if known is not None and not np.isfinite(known).all():
+        at = int(np.argmin(np.isfinite(known)))
+        raise ValueError(f"{who}: value {at} is {known[at]}; it must be finite")
+    knots = range(given.size)
     if steps is not None:
         knots = _checks.increasing(who, "steps", steps, 0)
-    if len(knots) != shape[0]:
-        raise ValueError(f"{who}: {shape[0]} values for {len(knots)} steps")
+    if len(knots) != given.size:
+        raise ValueError(f"{who}: {given.size} values for {len(knots)} steps")
 
     @jax.jit
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-        rates = jnp.asarray(values, float)
+        rates = jnp.asarray(given, float)
         count = jnp.clip(_phases.signed(count), knots[0], knots[-1])
         if steps is None:
             return rates[count]

@@ -1,9 +1,10 @@
-"""The constant schedule."""
+"""The constant schedule, with and without a warm-up."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from optlab import schedules
 
@@ -23,6 +24,20 @@ def test_has_the_shape_of_the_count():
     assert isinstance(optax.constant_schedule(0.5)(jnp.arange(4)), float)
 
 
+def test_warms_up_as_optax_does():
+    ours = schedules.constant(1e-3, warmup_steps=8, init_value=1e-5)
+    theirs = optax.warmup_constant_schedule(1e-5, 1e-3, 8)
+    steps = jnp.arange(12)
+    # Optax's starts 8e-11 above 1e-5.
+    np.testing.assert_allclose(ours(steps), theirs(steps), rtol=1e-6, atol=1e-10)
+    assert ours(8) == np.float32(1e-3)
+
+
+def test_a_warmup_alone_is_a_rising_schedule_of_another_hyperparameter():
+    b2 = schedules.constant(0.999, warmup_steps=100, init_value=0.9)
+    np.testing.assert_allclose([b2(t) for t in (0, 50, 100)], [0.9, 0.9495, 0.999])
+
+
 def test_a_traced_value_compiles_once():
     traces = []
 
@@ -39,3 +54,10 @@ def test_is_never_narrower_than_float32():
     assert schedules.constant(jnp.bfloat16(0.5))(0).dtype == jnp.float32
     with jax.enable_x64(True):
         assert schedules.constant(0.1)(0) == 0.1
+
+
+def test_a_warmup_that_is_no_length_is_refused():
+    with pytest.raises(ValueError, match=r"schedules\.constant: warmup_steps must be"):
+        schedules.constant(1.0, warmup_steps=-1)
+    with pytest.raises(TypeError, match=r"must be an integer, got 0\.1"):
+        schedules.constant(1.0, warmup_steps=0.1)

@@ -106,6 +106,94 @@ def test_a_traced_rate_compiles_once():
     assert len(traces) == 1
 
 
+class Steered:
+    """A schedule that keeps two values in the state, as `schedules.steered` does."""
+
+    def __init__(self):
+        self.values = {"start": 5, "scale": 0.5}
+
+    def __call__(self, count, *, start, scale):
+        return jnp.where(count < start, scale, 0.0)
+
+
+def test_an_ordinary_rate_has_no_settings():
+    for rate in (0.1, ramp):
+        state = links.scale_by_learning_rate(rate).init(jnp.ones(2))
+        assert state.settings == {} and len(jax.tree.leaves(state)) == 2
+
+
+def test_values_of_a_schedule_are_kept_in_the_state_and_can_be_set():
+    tx = links.scale_by_learning_rate(Steered())
+    state = tx.init(jnp.ones(2))
+    assert {name: v.dtype for name, v in state.settings.items()} == {
+        "start": jnp.int32,
+        "scale": jnp.float32,
+    }
+    _, state = run(tx, 3, state=state)
+    assert state.learning_rate == 0.5
+    state = optax.tree.set(state, start=jnp.int32(4), scale=jnp.float32(0.25))
+    _, state = run(tx, 1, state=state)
+    assert state.learning_rate == 0.25
+    _, state = run(tx, 1, state=state)
+    assert (state.learning_rate, state.settings["start"]) == (0, 4)
+
+
+def test_a_setting_keeps_its_dtype_whatever_it_was_set_to():
+    tx = links.scale_by_learning_rate(Steered())
+    state = tx.init(jnp.ones(2))
+    after = optax.tree.set(state, start=7, scale=1)
+    _, after = tx.update(jnp.ones(2), after)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    assert not after.settings["start"].weak_type
+
+
+@pytest.mark.parametrize("wrong", [7.5, np.float32(7)])
+def test_a_setting_that_counts_steps_must_be_an_integer(wrong):
+    tx = links.scale_by_learning_rate(Steered())
+    state = optax.tree.set(tx.init(jnp.ones(2)), start=wrong)
+    with pytest.raises(TypeError, match=r"setting 'start' is an integer, got 7"):
+        tx.update(jnp.ones(2), state)
+
+
+class Grouped:
+    """A schedule with a rate for each group, as `schedules.per_group` makes one."""
+
+    def __init__(self, labels):
+        self.labels = labels
+
+    def __call__(self, count):
+        return {"slow": 0.25, "fast": 0.5 / (1 + count)}
+
+
+TREE = {"a": {"x": jnp.ones(2), "y": jnp.ones(1, jnp.bfloat16)}, "b": jnp.ones(3)}
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"a": {"x": "slow", "y": "slow"}, "b": "fast"},
+        {"a": "slow", "b": "fast"},
+        lambda tree: {"a": "slow", "b": "fast"},
+    ],
+)
+def test_each_leaf_gets_the_rate_of_its_label(labels):
+    tx = links.scale_by_learning_rate(Grouped(labels))
+    state = tx.init(TREE)
+    for step in range(2):
+        updates, state = tx.update(TREE, state)
+        np.testing.assert_array_equal(updates["a"]["x"], -0.25)
+        np.testing.assert_array_equal(updates["b"], -0.5 / (1 + step))
+    assert updates["a"]["y"].dtype == jnp.bfloat16
+    assert state.count == 2
+    assert state.learning_rate == {"slow": 0.25, "fast": 0.25}
+
+
+def test_a_label_without_a_schedule_is_named():
+    tx = links.scale_by_learning_rate(Grouped({"a": "slow", "b": "fsat"}))
+    with pytest.raises(ValueError, match=r"leaf 'b' has the label 'fsat'; .*'fast'"):
+        tx.update(TREE, tx.init(TREE))
+
+
 def test_unknown_extra_arguments_are_ignored():
     tx = links.scale_by_learning_rate(0.5)
     updates, _ = tx.update(jnp.ones(1), tx.init(jnp.ones(1)), value=3.0, new=None)

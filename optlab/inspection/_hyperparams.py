@@ -19,8 +19,9 @@ def hyperparams(state: Any) -> dict[str, dict[str, jax.Array]]:
 
     Returns:
       A dictionary from the group to its numbers, {"count": int32, "learning_rate":
-      float32}. The group is the label under `optax.partition` ('matrix', 'rest'), or
-      '' where there is none; a second link in one group gets the path to it.
+      float32}, and the values of a steered schedule by name. The group is the label
+      under `optax.partition` ('matrix', 'rest') and of `schedules.per_group`, or ''
+      where there is none; a second link in one group gets the path to it.
 
     Example:
       >>> import jax.numpy as jnp
@@ -42,12 +43,31 @@ def hyperparams(state: Any) -> dict[str, dict[str, jax.Array]]:
     for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_link):
         if not is_link(node):
             continue
-        numbers = {"count": node.count, "learning_rate": node.learning_rate}
-        # A variable of nnx is a tree with one leaf, the array.
-        numbers = {name: jax.tree.leaves(value)[0] for name, value in numbers.items()}
         labels = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        group = "/".join(str(label) for label in labels)
-        if group in found:
-            group = trees.path_string(path)
-        found[group] = numbers
+        for name, numbers in _groups(node).items():
+            group = "/".join(str(label) for label in (*labels, *name))
+            if group in found:
+                group = "/".join((trees.path_string(path), *name))
+            found[group] = numbers
     return found
+
+
+def _groups(node: Any) -> dict[tuple[str, ...], dict[str, jax.Array]]:
+    """Returns the numbers of a link, by the name of a group if it has any."""
+    rates, settings = node.learning_rate, getattr(node, "settings", {})
+    if isinstance(rates, dict):
+        groups = {(name,): (rates[name], settings.get(name, {})) for name in rates}
+    else:
+        groups = {(): (rates, settings)}
+    return {
+        name: {
+            # A variable of nnx is a tree with one leaf, the array.
+            number: jax.tree.leaves(value)[0]
+            for number, value in {
+                "count": node.count,
+                "learning_rate": rate,
+                **values,
+            }.items()
+        }
+        for name, (rate, values) in groups.items()
+    }

@@ -14,11 +14,15 @@ from optlab.schedules._inverse_sqrt import inverse_sqrt as inverse_sqrt
 from optlab.schedules._linear import linear as linear
 from optlab.schedules._one_cycle import one_cycle as one_cycle
 from optlab.schedules._open_wsd import open_wsd as open_wsd
+from optlab.schedules._per_group import PerGroup as PerGroup
+from optlab.schedules._per_group import per_group as per_group
 from optlab.schedules._phases import NEVER as NEVER
 from optlab.schedules._polynomial import polynomial as polynomial
 from optlab.schedules._power import power as power
 from optlab.schedules._rex import rex as rex
 from optlab.schedules._sampled import sampled as sampled
+from optlab.schedules._steered import Steered as Steered
+from optlab.schedules._steered import steered as steered
 from optlab.schedules._step_decay import step_decay as step_decay
 from optlab.schedules._step_decay import thirty_sixty_ninety as thirty_sixty_ninety
 from optlab.schedules._table import table as table

@@ -104,3 +104,34 @@ def test_an_abstract_state_shows_its_groups():
         "matrix": jnp.int32,
         "rest": jnp.int32,
     }
+
+
+def stable(**values):
+    return schedules.open_wsd(0.5, decay_steps=4, **values)
+
+
+def test_the_values_of_a_steered_schedule_are_shown():
+    tx = optimizers.adamw(schedules.steered(stable, decay_start=9))
+    (numbers,) = inspection.hyperparams(after(tx)).values()
+    assert numbers == {"count": 3, "learning_rate": 0.5, "decay_start": 9}
+
+
+def test_groups_of_one_link_are_shown_below_its_own_group():
+    rates = schedules.per_group(
+        {"bias": 0.125, "kernel": schedules.steered(stable, decay_start=2)},
+        {"kernel": "kernel", "bias": "bias"},
+    )
+    found = inspection.hyperparams(after(optimizers.sgd(rates)))
+    assert found == {
+        "bias": {"count": 3, "learning_rate": 0.125},
+        "kernel": {"count": 3, "learning_rate": 0.5, "decay_start": 2},
+    }
+    inside = optax.partition(
+        {
+            "all": optimizers.sgd(
+                schedules.per_group({"x": 0.25}, lambda tree: jax.tree.map(str, tree))
+            )
+        },
+        {"kernel": "all", "bias": "all"},
+    )
+    assert list(inspection.hyperparams(inside.init(PARAMS))) == ["all/x"]

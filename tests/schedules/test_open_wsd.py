@@ -115,5 +115,5 @@ def test_a_start_that_cannot_be_is_refused(changes, error, said):
 
 
 def test_a_traced_start_that_is_no_integer_is_refused():
-    with pytest.raises(TypeError, match="decay_start counts steps.*got float32"):
+    with pytest.raises(TypeError, match=r"decay_start counts steps.*got float32"):
         jax.jit(lambda start: build(start)(5))(100.0)

@@ -14,17 +14,34 @@ Value = int | float | bool | str | tuple[int, ...] | None
 
 DTYPES = (None, "float64", "float32", "bfloat16", "float16")
 
+_SHAPES: dict[str, Any] = {
+    "linear": schedules.shapes.linear,
+    "cosine": schedules.shapes.cosine,
+    "one_minus_sqrt": schedules.shapes.one_minus_sqrt,
+    "inverse_sqrt": schedules.shapes.inverse_sqrt(10.0),
+    "rex": schedules.shapes.moebius(0.5),
+    "uba": schedules.shapes.moebius(0.5, schedules.shapes.cosine),
+    "megatron": schedules.shapes.exponential(2.0),
+    "half_life": schedules.shapes.half_life(0.25),
+}
+
+# Shapes, and decays whose course depends on the rates that they connect.
+_DECAYS = {
+    **_SHAPES,
+    "exponential": schedules.shapes.geometric,
+    "inverse": schedules.shapes.harmonic,
+}
+
 # Arguments that are functions are given by these names.
-FUNCTIONS: dict[str, dict[str, Callable]] = {
+FUNCTIONS: dict[str, dict[str, Any]] = {
     "orthogonalize": {
         table: functools.partial(kernels.newton_schulz, coefficients=table)
         for table in ("jordan", "youjiacheng", "polar_express")
     },
-    "decay": {
-        "linear": schedules.shapes.linear,
-        "cosine": schedules.shapes.cosine,
-        "one_minus_sqrt": schedules.shapes.one_minus_sqrt,
-    },
+    "shape": _SHAPES,
+    "decay": _DECAYS,
+    "cooldown": _DECAYS,
+    "annealing": _DECAYS,
 }
 
 # Arguments that a chain's text cannot give: trees, pairs, other parts of the chain.
@@ -89,6 +106,8 @@ def read(key: str, text: str) -> Value:
     Raises:
       ValueError: If the text is no value.
     """
+    if key == "path":
+        return text
     if text.lower() in ("none", "true", "false"):
         return {"none": None, "true": True, "false": False}[text.lower()]
     for kind in (int, float):

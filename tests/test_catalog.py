@@ -14,7 +14,7 @@ EXTRA = {"value", "grad", "value_fn", "key", "loss_fn", "layer_stats"}
 EXTRA |= {"hessian_diag", "noise_pair"}
 
 # Schedules that are given their rates, not a peak.
-NO_PEAK = {"sampled": "profile", "table": "values"}
+NO_PEAK = {"refined": "norms", "sampled": "profile", "table": "values"}
 
 every_row = pytest.mark.parametrize("row", catalog.rows(), ids=lambda row: row.name)
 

@@ -231,4 +231,76 @@ ROWS = (
             "warmup_steps": 50,
         },
     ),
+    Row(
+        "open_wsd",
+        schedules.open_wsd,
+        "schedules",
+        "open-ended",
+        Paper(
+            "Haegele et al.",
+            "Scaling laws and compute-optimal training beyond fixed training durations",
+            2024,
+            "https://arxiv.org/abs/2405.18392",
+        ),
+        defaults={
+            "peak": 1e-3,
+            "decay_steps": 200,
+            "decay_start": 800,
+            "warmup_steps": 50,
+        },
+    ),
+    Row(
+        "infinite",
+        schedules.infinite,
+        "schedules",
+        "open-ended",
+        Paper(
+            "Ibrahim et al.",
+            "Simple and scalable strategies to continually pre-train large language"
+            " models",
+            2024,
+            "https://arxiv.org/abs/2403.08763",
+        ),
+        defaults={
+            "peak": 1e-3,
+            "stable_value": 5e-4,
+            "end_value": 1e-5,
+            "cooldown_steps": 300,
+            "annealing_steps": 200,
+            "annealing_start": 800,
+            "warmup_steps": 50,
+        },
+    ),
+    Row(
+        "cycles",
+        schedules.cycles,
+        "schedules",
+        "cycles",
+        Paper(
+            "Loshchilov, Hutter",
+            "SGDR: stochastic gradient descent with warm restarts",
+            2016,
+            "https://arxiv.org/abs/1608.03983",
+        ),
+        defaults={"peak": 1e-3, "cycle_steps": (400, 600), "warmup_steps": 50},
+    ),
+    Row(
+        "refined",
+        schedules.refined,
+        "schedules",
+        "given",
+        Paper(
+            "Defazio et al.",
+            "When, why and how much? Adaptive learning rate scheduling by refinement",
+            2023,
+            "https://arxiv.org/abs/2310.07831",
+        ),
+        defaults={
+            # They fall for the first third of the earlier run: a warm-up.
+            "norms": (4.0, 3.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0),
+            "peak": 1e-3,
+            "total_steps": 1000,
+        },
+        static=("norms", "smoothing"),
+    ),
 )

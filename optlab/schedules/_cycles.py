@@ -78,20 +78,28 @@ def cycles(
         _checks.falls(who, top, end_value)
         _phases.shape_between(who, decay, top, end_value)  # checks the end value
     starts = np.cumsum([0, *lengths[:-1]])
+    falls = [length - rise for length, rise in zip(lengths, warmups, strict=True)]
 
     def rate(count: jax.Array) -> jax.Array:
         index = jnp.searchsorted(jnp.asarray(starts, jnp.int32), count, side="right")
         index = jnp.maximum(index - 1, 0)
-        peaks = jnp.stack([jnp.asarray(top, float) for top in tops])
-        start, length, warmup = (
-            jnp.asarray(each, jnp.int32)[index] for each in (starts, lengths, warmups)
-        )
-        top = peaks[index]
-        since = count - start
-        fall = _phases.shape_between(who, decay, top, end_value)
-        down = fall(_phases.left(since, warmup, length - warmup))
-        up = _phases.fraction(jnp.clip(since, 0, warmup), warmup)
-        return _phases.between(top, end_value, jnp.where(since < warmup, up, down))
+
+        def here(each: Sequence[Any]) -> jax.Array:
+            return jnp.asarray(each)[index]
+
+        def fraction(part: jax.Array, full: list[int]) -> jax.Array:
+            # Reciprocals made here: a division by a number that is looked up is
+            # compiled in more than one way, and its last bit would depend on that.
+            share = part * here([1 / max(n, 1) for n in full])
+            return jnp.where(part == here(full), 1.0, share)
+
+        since = count - here(starts)
+        up = fraction(since, warmups)
+        left = fraction(jnp.clip(here(lengths) - since, 0, here(falls)), falls)
+        top = jnp.stack([jnp.asarray(each, float) for each in tops])[index]
+        down = _phases.shape_between(who, decay, top, end_value)(left)
+        rising = since < here(warmups)
+        return _phases.between(top, end_value, jnp.where(rising, up, down))
 
     return _phases.warmed(
         who, tops[0], rate, warmup_steps=warmups[0], init_value=init_value

@@ -68,7 +68,11 @@ def numbers(row):
     """The arguments that may be traced, with values: all that are not steps or None."""
     given = {key: value.default for key, value in parameters(row).items()}
     given |= {**row.defaults, **({"peak": PEAK} if takes(row, "peak") else {})}
-    return {key: value for key, value in given.items() if isinstance(value, float)}
+    return {
+        key: value
+        for key, value in given.items()
+        if isinstance(value, float) and key not in row.static
+    }
 
 
 @with_argument("warmup_steps", "peak")

@@ -2,12 +2,12 @@
 
 import itertools
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 
 
 def whole(who: str, name: str, value: Any, least: int) -> int:
@@ -30,7 +30,7 @@ def start(who: str, name: str, value: Any, least: int) -> Any:
 
     Raises where it is known to; a traced start is raised to `least`.
     """
-    if not isinstance(value, jax.core.Tracer):
+    if not isinstance(value, core.Tracer):
         return whole(who, name, value, least)
     if not jnp.issubdtype(value.dtype, jnp.integer):
         raise TypeError(
@@ -42,7 +42,7 @@ def start(who: str, name: str, value: Any, least: int) -> Any:
 def known(value: Any) -> np.ndarray | None:
     """Returns numbers in double precision; None while one of them is traced."""
     leaves = jax.tree.leaves(value)
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    traced = any(isinstance(leaf, core.Tracer) for leaf in leaves)
     return None if traced else np.asarray(value, float)
 
 
@@ -64,9 +64,7 @@ def falls(
         )
 
 
-def increasing(
-    who: str, name: str, values: Sequence[int], least: int
-) -> tuple[int, ...]:
+def increasing(who: str, name: str, values: Any, least: int) -> tuple[int, ...]:
     """Returns steps as ints, or raises unless each is larger than the one before."""
     steps = tuple(whole(who, name, value, least) for value in values)
     if not steps:

@@ -54,8 +54,9 @@ def sampled(profile: optax.Schedule, points: int | Sequence[int]) -> optax.Sched
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         count = _phases.signed(count)
         if every:
-            return profile(count - count % every)
+            return jnp.asarray(profile(count - count % every))
         stairs = jnp.asarray((0, *steps), count.dtype)
-        return profile(stairs[jnp.searchsorted(stairs, count, side="right") - 1])
+        last = stairs[jnp.searchsorted(stairs, count, side="right") - 1]
+        return jnp.asarray(profile(last))
 
     return schedule

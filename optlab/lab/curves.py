@@ -289,7 +289,7 @@ def _read_log(source: pathlib.Path, losses: str) -> laws.Curve:
     file = source / "metrics.jsonl" if source.is_dir() else source
     if source.is_dir() and not file.exists():
         raise lab.LabError(f"{source}: no metrics.jsonl; give the folder of one run")
-    rows = _log_rows(file)
+    rows = log_rows(file)
     loss = _log_series(file, rows, losses, "loss")
     loss.check(positive=True)
     rate = _log_series(file, rows, "train", "learning_rate")
@@ -305,7 +305,18 @@ def _read_log(source: pathlib.Path, losses: str) -> laws.Curve:
     return laws.Curve(steps, loss.values, rate.values, file.resolve().parent.name)
 
 
-def _log_rows(file: pathlib.Path) -> list[tuple[int, dict[str, Any]]]:
+def log_rows(file: pathlib.Path) -> list[tuple[int, dict[str, Any]]]:
+    """Reads the rows of a log of the lab.
+
+    Args:
+      file: The log, `metrics.jsonl`; half a line at its end is left out.
+
+    Returns:
+      Number of the line and row, which has 'kind' and 'step', of each line.
+
+    Raises:
+      LabError: If the file is no such log.
+    """
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:

@@ -8,7 +8,7 @@ from typing import Any
 import optax
 
 from optlab import catalog
-from optlab.lab import settings
+from optlab.lab import rate_file, settings
 from optlab.lab.settings import Value
 
 # Phases that a chain's text leaves out: their fraction of the run, their least steps.
@@ -49,8 +49,10 @@ class Part:
 
     @property
     def row(self) -> catalog.Row:
-        """The catalogue's row."""
+        """The catalogue's row; a file of rates has one too."""
         rows = {row.name: row for row in catalog.rows(self.room)}
+        if self.room == "schedules":
+            rows["file"] = rate_file.ROW
         if self.name not in rows:
             kind = self.room.removesuffix("s")
             raise ChainError(settings.unknown(kind, self.name, rows))
@@ -208,6 +210,9 @@ def whole(schedule: Part, peak: Any, steps: int) -> Part:
         for key, value in defaults.items()
         if key.endswith("_value")
     }
+    if schedule.row is rate_file.ROW:
+        # A run with another content of the file is another run.
+        own["digest"] = rate_file.digest_of(str(schedule.settings.get("path", "")))
     return schedule.explicit(own)
 
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "race": "race chains on the same data and seeds: table, picture, report",
     "train": "train one chain, with metrics and checkpoints",
     "sweep": "find a chain's learning rate",
+    "refine": "make a better schedule of a run's gradient norms",
     "plot-schedule": "draw learning rates over the steps",
     "catalog": "list what there is: optimizers, schedules, kernels",
 }

@@ -2,7 +2,8 @@
 
 from optlab.lab.plots._laws import fit, forecast
 from optlab.lab.plots._race import race
+from optlab.lab.plots._refined import refined
 from optlab.lab.plots._schedules import schedules
-from optlab.lab.plots._style import COLOURS
+from optlab.lab.plots._style import COLOURS, check_path
 
-__all__ = ["COLOURS", "fit", "forecast", "race", "schedules"]
+__all__ = ["COLOURS", "check_path", "fit", "forecast", "race", "refined", "schedules"]

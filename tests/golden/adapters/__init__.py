@@ -5,11 +5,12 @@ declare idle every one) and the case; it returns what `comparing` measures. `ADA
 finds it by the json's `reference_class`. A file here covers one family.
 """
 
-from tests.golden.adapters import lion, muon, newton_schulz, schedules
+from tests.golden.adapters import lion, muon, newton_schulz, open_ended, schedules
 
 ADAPTERS = {
     **lion.ADAPTERS,
     **muon.ADAPTERS,
     **newton_schulz.ADAPTERS,
     **schedules.ADAPTERS,
+    **open_ended.ADAPTERS,
 }

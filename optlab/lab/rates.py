@@ -75,6 +75,19 @@ def every(schedule: optax.Schedule, steps: int) -> np.ndarray:
     return _at(schedule, np.arange(steps))
 
 
+def check_path(path: pathlib.Path) -> None:
+    """Checks the ending of a file for rates.
+
+    Args:
+      path: The file.
+
+    Raises:
+      LabError: If it is neither .csv nor .json.
+    """
+    if path.suffix not in (".csv", ".json"):
+        raise lab.LabError(f"{path}: rates are written to a .csv or a .json file")
+
+
 def write(path: pathlib.Path, rates: np.ndarray) -> None:
     """Writes the rate of each update to a file.
 
@@ -85,14 +98,13 @@ def write(path: pathlib.Path, rates: np.ndarray) -> None:
     Raises:
       LabError: If the file's ending is another one, or it cannot be written.
     """
+    check_path(path)
     numbers = [float(f"{rate:.9g}") for rate in rates]  # float32 has no more digits
     if path.suffix == ".csv":
         rows = [f"{step},{rate!r}\n" for step, rate in enumerate(numbers)]
         content = "".join(["step,rate\n", *rows])
-    elif path.suffix == ".json":
-        content = json.dumps({"step": list(range(len(numbers))), "rate": numbers})
     else:
-        raise lab.LabError(f"{path}: rates are written to a .csv or a .json file")
+        content = json.dumps({"step": list(range(len(numbers))), "rate": numbers})
     try:
         files.write_text(path, content)
     except OSError as error:

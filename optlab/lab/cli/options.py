@@ -238,6 +238,37 @@ def define_schedule(
     )
 
 
+def define_warmup(values: flags.FlagValues) -> None:
+    """Defines the flag that tells how long a measured run warmed up.
+
+    Args:
+      values: Set that receives it.
+    """
+    flags.DEFINE_integer(
+        "warmup_steps",
+        None,
+        "Steps of the linear warm-up of curves that begin after it; by default it"
+        " lasts to the first sample.",
+        lower_bound=0,
+        flag_values=values,
+    )
+
+
+def define_losses(values: flags.FlagValues) -> None:
+    """Defines the flag that tells which losses of a curve are meant.
+
+    Args:
+      values: Set that receives it.
+    """
+    flags.DEFINE_enum(
+        "losses",
+        "train",
+        ["train", "eval"],
+        "Training losses, or those of the evaluations.",
+        flag_values=values,
+    )
+
+
 def define_out(values: flags.FlagValues, default: str) -> None:
     """Defines the flag that names the folder for results.
 

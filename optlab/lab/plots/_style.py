@@ -41,6 +41,20 @@ STYLE: dict[Any, Any] = {
 FORMATS = (".png", ".svg", ".pdf")
 
 
+def check_path(path: str | os.PathLike) -> None:
+    """Checks the ending of a picture's file.
+
+    Args:
+      path: The file.
+
+    Raises:
+      LabError: If it is none of `FORMATS`.
+    """
+    if pathlib.Path(path).suffix not in FORMATS:
+        endings = ", ".join(FORMATS)
+        raise lab.LabError(f"{path}: the name of a picture ends in one of {endings}")
+
+
 @contextlib.contextmanager
 def figure(path: str | os.PathLike, size: tuple[float, float]) -> Iterator[Figure]:
     """Makes a figure and writes it when it is drawn.
@@ -55,10 +69,8 @@ def figure(path: str | os.PathLike, size: tuple[float, float]) -> Iterator[Figur
     Raises:
       LabError: If the file's ending is unknown, or it cannot be written.
     """
+    check_path(path)
     path = pathlib.Path(path)
-    if path.suffix not in FORMATS:
-        endings = ", ".join(FORMATS)
-        raise lab.LabError(f"{path}: the name of a picture ends in one of {endings}")
     # A figure without pyplot draws off screen and leaves a notebook's backend alone.
     with matplotlib.rc_context(STYLE):
         layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)

@@ -34,6 +34,19 @@ SHARED_FILES = {
     "controllers": ("_forecast", "_next_rate", "_stages"),
     "kernels": ("_polar_coefficients",),
     "schedules": ("shapes", "_phases", "_checks"),
+    "laws": (
+        "_sums",
+        "_curve",
+        "_law",
+        "_fitted",
+        "_annealing_law",
+        "_multi_power_law",
+        "_predict",
+    ),
+    "laws": (
+        *("_sums", "_curve", "_law", "_fitted", "_annealing_law", "_multi_power_law"),
+        "_predict",
+    ),
 }
 
 # Rooms that are one instrument in several files, which may import each other.

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from optlab.laws import _sums
+
 # A change between two samples is a jump if those on both sides are this much smaller.
 JUMP = 0.01
 
@@ -130,13 +132,7 @@ class Curve:
     @property
     def warmup_steps(self) -> int:
         """Updates before the rate stops rising for the first time."""
-        return warmup_of(self.rate)
-
-
-def warmup_of(rate: np.ndarray) -> int:
-    """Counts the updates before the rate stops rising for the first time."""
-    falls = np.flatnonzero(np.diff(rate) <= 0)
-    return int(falls[0]) if falls.size else len(rate) - 1
+        return _sums.warmup_of(self.rate)
 
 
 def _jumps(step: np.ndarray, rate: np.ndarray) -> tuple[list[Any], list[Any]]:

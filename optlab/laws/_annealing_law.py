@@ -1,0 +1,163 @@
+"""Laws whose gain from annealing is a delayed sum of the falls of the rate."""
+
+import functools
+
+import jax.numpy as jnp
+
+from optlab.laws import _law, _sums
+
+# Where the default law starts: about half of the rate's effect, a response within a
+# fortieth of the run. Both were found on runs of this project's own workload, with
+# other initial values than those on which the law is tried.
+POWER = (0.5, 0.1)
+RESPONSE = (0.025, 0.5)
+
+
+def power_law() -> _law.Law:
+    """The law that knows no annealing, L = L0 + A S1^-alpha.
+
+    The baseline that the others must beat: only the area under the schedule counts.
+
+    Returns:
+      The law; parameters L0, A, alpha.
+
+    Example:
+      >>> from optlab import laws
+      >>> laws.power_law().names
+      ('L0', 'A', 'alpha')
+
+    Source:
+      The annealing law without its last term.
+    """
+    parameters = (_law.Parameter("L0"), _law.Parameter("A"), _exponent())
+    return _law.Law("power", parameters, _power_losses, {}, recursive=True)
+
+
+def annealing_law(*, decay: float = 0.999, warmup: str = "area") -> _law.Law:
+    """The annealing law, L = L0 + A S1^-alpha - C S2.
+
+    S1 is the area under the schedule, S2 the area of its falls, delayed by about
+    1 / (1 - decay) updates; see `laws.forward_area` and `laws.annealing_area`.
+
+    Args:
+      decay: What is left of a fall's delay after one update, in (0, 1).
+      warmup: "area" counts the warm-up's rates in S1; "peak" counts it as if the rate
+        had been at the peak, as the authors do. S2 leaves it out both ways.
+
+    Returns:
+      The law; parameters L0, A, alpha, C.
+
+    Raises:
+      ValueError: If the decay is not between 0 and 1, or the warm-up is unknown.
+
+    Example:
+      >>> from optlab import laws
+      >>> laws.annealing_law(decay=0.99).names
+      ('L0', 'A', 'alpha', 'C')
+
+    Source:
+      Tissue et al., 2024, arXiv:2408.11029, formula and starts from the authors'
+      script. Differs from it: the warm-up's true area by default, exact gradients.
+    """
+    if not 0 < decay < 1:
+        raise ValueError(
+            f"laws.annealing_law: decay must lie between 0 and 1, got {decay}"
+        )
+    if warmup not in ("area", "peak"):
+        raise ValueError(
+            f"laws.annealing_law: warmup is 'area' or 'peak', got {warmup!r}"
+        )
+
+    parameters = (
+        _law.Parameter("L0"),
+        _law.Parameter("A"),
+        _exponent(),
+        _law.Parameter("C"),
+    )
+    settings = {"decay": decay, "warmup": warmup}
+    losses = _annealing_losses(decay, warmup)
+    return _law.Law("annealing", parameters, losses, settings, recursive=True)
+
+
+def progress_law() -> _law.Law:
+    """The annealing law with progress that grows more slowly than the rate.
+
+        L = L0 + A S^-alpha - B D
+        S = sum of (rate / peak)^power
+        D = sum over the falls of the rate of fall (1 - exp(-n / tau)),
+            n the updates since the fall
+
+    A run at a third of the rate makes more than a third of the progress: `power` is
+    about a half. In the annealing law it is 1, and the gain from annealing has to make
+    up for it, which holds for the curves that were fitted and not for the next one.
+    Both forms of the last term are the same, B D = C S2 with B = C / (1 - decay) and
+    decay = exp(-1 / tau). `power` and `tau` can hardly be read off two curves; they
+    start from, and are held near, 0.5 +- 0.1 and a fortieth of the longest curve, times
+    or divided by e^0.5.
+
+    Returns:
+      The law; parameters L0, A, alpha, B, tau (steps), power. The peak is that of the
+      curves fitted.
+
+    Example:
+      >>> from optlab import laws
+      >>> laws.progress_law().names
+      ('L0', 'A', 'alpha', 'B', 'tau', 'power')
+
+    Source:
+      Written for this library, after the annealing law, arXiv:2408.11029, whose form
+      of the last term it keeps. Unpublished: how it was chosen and how far it can be
+      trusted is in the documentation of schedules.
+    """
+    parameters = (
+        _law.Parameter("L0"),
+        _law.Parameter("A"),
+        _exponent(),
+        _law.Parameter("B"),
+        _law.Parameter("tau", (RESPONSE[0],), (1e-4, 1.0), RESPONSE, counts_steps=True),
+        _law.Parameter("power", (POWER[0],), (0.05, 1.5), POWER),
+    )
+    return _law.Law("progress", parameters, _progress_losses, {}, recursive=True)
+
+
+def _exponent() -> _law.Parameter:
+    return _law.Parameter("alpha", (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0), (0.0, 3.0))
+
+
+def _power_losses(params, rate, warmup_steps, step):
+    del warmup_steps
+    area = _sums.forward_area(rate)
+    found = params["L0"] + _sums.power_decay(area, params["A"], params["alpha"])
+    return found[step - 1]
+
+
+@functools.cache  # A function's identity is the key of what is compiled from it.
+def _annealing_losses(decay: float, warmup: str) -> _law.Losses:
+    def losses(params, rate, warmup_steps, step):
+        counted = rate
+        if warmup == "peak":
+            rising = jnp.arange(rate.shape[-1]) < warmup_steps
+            counted = jnp.where(rising, jnp.max(rate), rate)
+        area = _sums.forward_area(counted)
+        gain = _sums.annealing_area(rate, decay=decay, warmup_steps=warmup_steps)
+        found = (
+            params["L0"]
+            + _sums.power_decay(area, params["A"], params["alpha"])
+            - params["C"] * gain
+        )
+        return found[step - 1]
+
+    return losses
+
+
+def _progress_losses(params, rate, warmup_steps, step):
+    # Relative to the peak of the fit, A does not depend on the power.
+    area = _sums.progress(rate / params["peak"], params["power"])
+    decay = jnp.exp(-1 / params["tau"])
+    gain = _sums.annealing_area(rate, decay=decay, warmup_steps=warmup_steps)
+    found = (
+        params["L0"]
+        + _sums.power_decay(area, params["A"], params["alpha"])
+        - params["B"] * (1 - decay) * gain
+    )
+    return found[step - 1]

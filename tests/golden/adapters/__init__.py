@@ -5,12 +5,24 @@ declare idle every one) and the case; it returns what `comparing` measures. `ADA
 finds it by the json's `reference_class`. A file here covers one family.
 """
 
-from tests.golden.adapters import lion, muon, newton_schulz, open_ended, schedules
+from tests.golden.adapters import (
+    lion,
+    muon,
+    newton_schulz,
+    open_ended,
+    pytorch_optimizer_schedules,
+    timm_schedules,
+    torch_schedules,
+    transformers_schedules,
+)
 
 ADAPTERS = {
     **lion.ADAPTERS,
     **muon.ADAPTERS,
     **newton_schulz.ADAPTERS,
-    **schedules.ADAPTERS,
+    **pytorch_optimizer_schedules.ADAPTERS,
+    **timm_schedules.ADAPTERS,
+    **torch_schedules.ADAPTERS,
+    **transformers_schedules.ADAPTERS,
     **open_ended.ADAPTERS,
 }

@@ -7,18 +7,12 @@ import optax
 
 from optlab import schedules
 from optlab.schedules import shapes
-from tests.golden.adapters import schedules as budgeted
+from tests.golden.adapters import decays, timm_schedules
 from tests.golden.comparing import Curve
 from tests.golden.reading import Case
 from tests.golden.settings import NotInOptlabError, Settings
 
 ONE_STEP_LATE = "optlab's phases; the reference cools down from the step after the peak"
-
-
-def _whole(what: str, number: float) -> int:
-    if abs(number - round(number)) > 1e-9:
-        raise NotInOptlabError(f"{what} of {number} steps")
-    return round(number)
 
 
 # Forks of GPT-NeoX: n counts the steps from the end of the warm-up.
@@ -54,8 +48,8 @@ def _in_parts(shape: str, values: Settings, case: Case) -> Curve:
     # inverse square root, 1 / sqrt(n), begins at n = 1 and ends with the stable phase.
     peak, warmup = values.take("start_lr"), values.take("warmup_iter")
     total = values.take("total_iters")
-    cool = _whole("a cool-down", total * values.take("cooldown_iters_percent"))
-    stay = _whole("a stable phase", total * values.take("constant_iters_percent"))
+    cool = decays.whole(total * values.take("cooldown_iters_percent"), "a cool-down")
+    stay = decays.whole(total * values.take("constant_iters_percent"), "a stable phase")
     build = functools.partial(
         schedules.infinite,
         peak,
@@ -86,7 +80,7 @@ def _repeated(values: Settings, case: Case) -> Curve:
     repeats, total = values.take("num_repeats"), values.take("total_iters")
     schedule = schedules.cycles(
         values.take("start_lr"),
-        cycle_steps=[_whole("a cycle", total / repeats)] * repeats,
+        cycle_steps=[decays.whole(total / repeats, "a cycle")] * repeats,
         warmup_steps=values.take("warmup_iter"),
         end_value=values.take("min_lr"),
     )
@@ -108,15 +102,13 @@ GPTNEOX = {
 def timm_cosine(values: Settings, case: Case) -> Curve:
     limit = values.take("cycle_limit", 1)
     if limit == 1:
-        return budgeted.timm_cosine(values, case)
-    budgeted._timm_plumbing(values)
+        return timm_schedules.timm_cosine(values, case)
+    timm_schedules.plumbing(values)
     if (k := values.take("k_decay", 1.0)) != 1:
         raise NotInOptlabError(f"restarts of a bent cosine (k_decay={k})")
     first, factor = values.take("t_initial"), values.take("cycle_mul", 1.0)
     recorded = len(case.arrays["values"])
-    lengths: list[int] = []
-    while sum(lengths) < recorded and (not limit or len(lengths) < limit):
-        lengths.append(_whole("a cycle", first * factor ** len(lengths)))
+    lengths = decays.cover(first, factor, recorded, limit or recorded)
     decay, warmup = values.take("cycle_decay", 1.0), values.take("warmup_t", 0)
     if warmup and not values.take("warmup_prefix", False):
         raise NotInOptlabError("a warm-up that covers the beginning of a cycle")

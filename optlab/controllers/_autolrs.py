@@ -67,12 +67,14 @@ class Controller(NamedTuple):
     Attributes:
       init: () -> state.
       step: (state, losses that the action gave) -> state.
+      settings: The arguments that it was made with, by name.
       train_steps: Updates that the model keeps.
       search_steps: Updates that are thrown away, if nothing diverges in training.
     """
 
     init: Callable[[], AutoLRSState]
     step: Callable[[AutoLRSState, Sequence[float]], AutoLRSState]
+    settings: Mapping[str, Any]
     train_steps: int
     search_steps: int
 
@@ -130,8 +132,8 @@ def autolrs(
       it down as JSON and go on with the same decisions.
 
     Raises:
-      ValueError: If the rates are no range, the lengths do not fit, or a trial is too
-        short for a forecast.
+      ValueError: If the rates are no range, the lengths do not fit, a trial is too
+        short for a forecast, or the seed or kappa is negative.
       TypeError: If a number of steps or of trials is not an int.
 
     Example:
@@ -155,11 +157,16 @@ def autolrs(
       of 1e6; a stage that diverges in training is trained again; the validation loss
       before a trial is the first of its losses.
     """
+    settings = dict(locals())
     if not 0 < min_rate < max_rate < math.inf:
         raise ValueError(
             "autolrs: min_rate and max_rate must be a range above 0, got"
             f" {min_rate} and {max_rate}"
         )
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"autolrs: seed must be an int from 0 on, got {seed!r}")
+    if not kappa >= 0:
+        raise ValueError(f"autolrs: kappa must be at least 0, got {kappa}")
     found = _stages.stages(
         "autolrs",
         total_steps=total_steps,
@@ -175,7 +182,7 @@ def autolrs(
         )
     plan = _Plan(min_rate, max_rate, found, trials, warmup_rate, kappa, seed)
     search_steps = trials * sum(stage.trial_steps for stage in found)
-    return Controller(plan.init, plan.step, total_steps, search_steps)
+    return Controller(plan.init, plan.step, settings, total_steps, search_steps)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -114,7 +114,12 @@ class Checkpoints:
       folder: Where they are; made with the first one.
       own: The run's fingerprint, kept in each of them.
       keep: How many to keep.
+
+    Attributes:
+      hold: Step of a checkpoint to keep beside them, or None.
     """
+
+    hold: int | None = None
 
     def __init__(self, folder: pathlib.Path, own: Fingerprint, keep: int):
         self._folder = folder.absolute()
@@ -157,7 +162,8 @@ class Checkpoints:
                 path, args=ocp.args.StandardSave(arrays), custom_metadata=facts
             )
             for old in self.steps()[: -self._keep]:
-                shutil.rmtree(self._path(old))
+                if old != self.hold:
+                    shutil.rmtree(self._path(old))
         # Orbax hands on errors of its storage layer, which are of many kinds.
         except Exception as error:
             with contextlib.suppress(OSError):
@@ -194,6 +200,22 @@ class Checkpoints:
             _compare(self._folder, facts["fingerprint"], self._own)
             return steps[-1], _from_numpy(arrays, like)
         return None
+
+    def remove_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps than this one.
+
+        Raises:
+          LabError: If one cannot be removed.
+        """
+        for later in reversed(self.steps()):
+            if later <= step:
+                break
+            try:
+                shutil.rmtree(self._path(later))
+            except OSError as error:
+                raise lab.LabError(
+                    f"cannot remove checkpoint {self._path(later)}: {error.strerror}"
+                ) from error
 
     def _read(self, step: int, target: dict[str, np.ndarray]) -> tuple[Any, Any]:
         path = self._path(step)

@@ -69,13 +69,14 @@ class Log:
 
         A kill can leave rows behind the checkpoint, and half a line at the end.
         """
-        if self._path is None or not self._path.exists():
-            return
+        on_disk = self._path is not None and self._path.exists()
         self.rows = [
             row
-            for row in _read(self._path)
-            if row["step"] < step or (row["kind"] == "eval" and row["step"] == step)
+            for row in (_read(self._path) if on_disk else self.rows)
+            if row["step"] < step or (row["kind"] != "train" and row["step"] == step)
         ]
+        if not on_disk:
+            return
         try:
             files.write_text(self._path, "".join(map(_line, self.rows)))
         except OSError as error:

@@ -13,7 +13,7 @@ def report(line: str) -> None:
 class Bar:
     """A progress bar with the loss, the rate and the time left.
 
-    It shows nothing unless standard error is a terminal. Use as a context manager.
+    The bar shows nothing unless standard error is a terminal. Use as a context manager.
 
     Args:
       label: What is running.
@@ -23,6 +23,7 @@ class Bar:
     """
 
     def __init__(self, label: str, total: int, start: int = 0, *, show: bool = True):
+        self._show = show
         self._progress = progress.Progress(
             progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(),
@@ -43,6 +44,11 @@ class Bar:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+    def say(self, line: str) -> None:
+        """Prints a line beside the bar, terminal or not; nothing if `show` is off."""
+        if self._show:
+            report(line)
 
     def update(self, step: int, loss: float, steps_per_second: float) -> None:
         """Shows where the run is."""

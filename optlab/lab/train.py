@@ -17,12 +17,13 @@ import optax
 from flax import nnx
 from jax import lax
 
-from optlab import lab
+from optlab import controllers, lab
 from optlab.lab import (
     checkpoints,
     flax_step,
     metrics,
     placement,
+    search,
     terminal,
     timing,
     workloads,
@@ -49,6 +50,7 @@ def train(
     progress: bool = True,
     resume: bool = True,
     label: str = "",
+    controller: controllers.Controller | None = None,
 ) -> metrics.Result:
     """Trains a model; the same call again goes on where the last one was cut off.
 
@@ -77,6 +79,8 @@ def train(
       progress: Whether to show a progress bar on a terminal.
       resume: False to refuse a folder that holds this run already.
       label: Name of the chain; a folder of a run with another one is refused.
+      controller: Searches the learning rate while the run goes on; `tx` is made by
+        `search.steerable` then. What it throws away comes on top of `steps`.
 
     Returns:
       What the run measured.
@@ -110,7 +114,9 @@ def train(
         folder, saved = None, None
         if out is not None:
             folder = pathlib.Path(out)
-            facts = {"workload": workload.name, "chain": label}
+            facts: dict[str, Any] = {"workload": workload.name, "chain": label}
+            if controller is not None:
+                facts["search"] = dict(controller.settings)
             own = checkpoints.fingerprint(state, **facts, steps=steps, seed=seed)
             stack.enter_context(checkpoints.claim(folder, own, resume=resume))
             saved = checkpoints.Checkpoints(folder / "checkpoints", own, keep)
@@ -126,8 +132,15 @@ def train(
             saved=saved,
         )
         start, state = run.restore(state)
-        with terminal.Bar(label or workload.name, steps, start, show=progress) as bar:
-            state = run.loop(state, start, bar)
+        name, total = label or workload.name, steps
+        if controller is not None:
+            total += controller.search_steps
+        with terminal.Bar(name, total, start, show=progress) as bar:
+            if controller is None:
+                state = run.advance(state, start, steps, bar)
+            else:
+                state = search.follow(controller, run, state, start, bar)
+            run.finish(state)
         timings = run.timings(state, folder and folder / "timings.json", measure)
     nnx.update(model, state[0])
     return metrics.Result(
@@ -229,49 +242,85 @@ class _Run:
         self.log.cut_back(start)
         return start, state
 
-    def loop(self, state: Any, step: int, bar: terminal.Bar) -> Any:
-        """Trains from a step to the end and returns the last state."""
-        while step < self.steps:
-            stop, begin = self._block_end(step), time.perf_counter()
-            state, block = self._block(state, step, stop)
-            seconds = (time.perf_counter() - begin) / (stop - step)
-            rate = None
-            if self._first_call is None:
-                self._first_call = seconds
-            else:
-                self._seconds.append(seconds)
-                rate = self.workload.tokens_per_step / seconds
+    def advance(
+        self, state: Any, step: int, stop: int, bar: terminal.Bar, *, spent: int = 0
+    ) -> Any:
+        """Trains from a step to another one, where a checkpoint is left.
+
+        Args:
+          state: The state; it is donated.
+          step: Updates done.
+          stop: Updates that shall be done.
+          bar: Shows them.
+          spent: Batches that a search has used up beside them.
+
+        Returns:
+          The state then.
+
+        Raises:
+          Diverged: If a loss or an update is not finite.
+        """
+        while step < stop:
+            end = min(self._block_end(step), stop)
+            state, block, seconds = self.block(state, step, end, spent=spent)
+            rate = self.workload.tokens_per_step / seconds if self._seconds else None
             self._log(metrics.train_rows(block, step, rate))
-            bar.update(stop, self.log.rows[-1]["loss"], 1 / seconds)
-            step = stop
+            bar.update(end + spent, self.log.rows[-1]["loss"], 1 / seconds)
+            step = end
             if step % self.eval_every == 0 or step == self.steps:
-                self._log_evaluation(state, step)
-            if self.saved and (step % self.checkpoint_every == 0 or step == self.steps):
+                self._log([self.evaluation(state, step)])
+            if self.saved and (step % self.checkpoint_every == 0 or step == stop):
                 self.log.sync()
                 self.saved.save(step, state)
-        if not any(at == self.steps for at, _ in self.log.evaluations()):
-            self._log_evaluation(state, step)  # Somebody has removed the log.
         return state
+
+    def finish(self, state: Any) -> None:
+        """Evaluates the last state if somebody has removed the log."""
+        if not any(at == self.steps for at, _ in self.log.evaluations()):
+            self._log([self.evaluation(state, self.steps)])
 
     def _block_end(self, step: int) -> int:
         if self._first_call is None:
             return step + 1  # The call that compiles is timed alone.
         ends = [(step // n + 1) * n for n in (self.eval_every, self.checkpoint_every)]
-        return min(step + BLOCK, self.steps, *ends)
+        return min(step + BLOCK, *ends)
 
-    def _block(self, state: Any, step: int, stop: int) -> tuple[Any, list[Any]]:
-        key, scalars = jax.random.key(self.seed), []
-        for index in range(step, stop):
+    def block(
+        self, state: Any, step: int, stop: int, *, spent: int = 0
+    ) -> tuple[Any, list[Any], float]:
+        """Takes steps without a look at the device in between.
+
+        Args:
+          state: The state; it is donated.
+          step: Updates done.
+          stop: Updates that shall be done.
+          spent: As for `advance`.
+
+        Returns:
+          The state then, what each step returned, and the seconds for a step.
+        """
+        begin, scalars = time.perf_counter(), []
+        key = jax.random.key(self.seed)
+        if spent:
+            key = jax.random.fold_in(key, spent)
+        for index in range(step + spent, stop + spent):
             batch = self.where.batch(self.workload.batch(self.seed, index))
             state, row = self.functions.step(state, batch, key)
             scalars.append(row)
-        return state, jax.device_get(scalars)
+        scalars = jax.device_get(scalars)
+        seconds = (time.perf_counter() - begin) / (stop - step)
+        if self._first_call is None:
+            self._first_call = seconds
+        else:
+            self._seconds.append(seconds)
+        return state, scalars, seconds
 
-    def _log_evaluation(self, state: Any, step: int) -> None:
+    def evaluation(self, state: Any, step: int) -> metrics.Row:
+        """Returns the row of an evaluation; the state is kept."""
         place = functools.partial(self.where.batch, whole=True)
         batches = map(place, self.workload.valid_batches())
         found = jax.device_get([self.functions.evaluate(state, b) for b in batches])
-        self._log([metrics.eval_row(found, step)])
+        return metrics.eval_row(found, step)
 
     def _log(self, rows: list[metrics.Row]) -> None:
         """Writes rows, and stops the run if one tells that it has diverged.

@@ -12,6 +12,8 @@ optlab train --chain muon+wsd --steps 160
     one run; metrics and checkpoints in runs/train
 optlab train --workload digits --chain adamw+cosine --out runs/digits
     once more after an interruption: it goes on from the newest checkpoint
+optlab train --workload digits --chain adamw --schedule autolrs --steps 400
+    the learning rate is searched; that takes about as many steps again
 """
 
 
@@ -23,6 +25,13 @@ def define(values: flags.FlagValues) -> None:
     """
     options.define_workload(values)
     flags.DEFINE_string("chain", "muon+wsd", "The chain.", flag_values=values)
+    flags.DEFINE_string(
+        "schedule",
+        None,
+        "Schedule in place of the chain's: NAME[:key=value,...], or autolrs[:...] to"
+        " search the learning rate in stages.",
+        flag_values=values,
+    )
     counts = {
         "steps": (400, "Steps, if the chain does not say @STEPS."),
         "eval_every": (20, "Steps between evaluations on the validation data."),
@@ -47,26 +56,37 @@ def run(given: types.SimpleNamespace, command: str) -> None:
       given: The value of each flag.
       command: The command line; a run does not record it.
     """
-    from optlab.lab import chains, report, runs, train, workloads
+    from optlab.lab import autolrs, chains, report, runs, train, workloads
 
     del command
+    text, controller = given.chain, None
     with options.checked():
         runs.check_workload(given.workload)
-        chain = chains.parse(given.chain).explicit(given.steps, given.workload)
-        tx, _ = chain.build()
+        if given.schedule:
+            text = autolrs.with_schedule(text, given.schedule)
+        if autolrs.asks_for_it(text):
+            searched = autolrs.plan(text, given.steps, given.workload)
+            (tx, controller), steps = searched.build(), searched.chain.length
+            label = str(searched)
+        else:
+            chain = chains.parse(text).explicit(given.steps, given.workload)
+            (tx, _), steps, label = chain.build(), chain.length, str(chain)
     runs.make_folder(pathlib.Path(given.out))
     result = train.train(
         workloads.get(given.workload, size=given.size),
         tx,
-        steps=chain.length,
+        steps=steps,
         seed=given.seed,
         out=given.out,
         eval_every=given.eval_every,
         checkpoint_every=given.checkpoint_every,
         keep=given.keep,
-        label=str(chain),
+        label=label,
+        controller=controller,
     )
     speed = report.number(result.seconds_per_step, ", {:.3g} s a step")
-    print(chain)
-    print(f"validation loss {result.final_loss:.4f} at step {chain.length}{speed}")
+    print(label)
+    if controller is not None:
+        print(f"{steps} steps trained, {controller.search_steps} of search beside them")
+    print(f"validation loss {result.final_loss:.4f} at step {steps}{speed}")
     print(f"Written: {given.out}")

@@ -1,11 +1,11 @@
 """Repeated decay, each time from a peak of its own and with a warm-up of its own."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from optlab.schedules import _checks, _phases, shapes
@@ -77,7 +77,7 @@ def cycles(
     for top in tops:
         _checks.falls(who, top, end_value)
         _phases.shape_between(who, decay, top, end_value)  # checks the end value
-    starts = np.cumsum([0, *lengths[:-1]])
+    starts = [0, *itertools.accumulate(lengths[:-1])]
     falls = [length - rise for length, rise in zip(lengths, warmups, strict=True)]
 
     def rate(count: jax.Array) -> jax.Array:

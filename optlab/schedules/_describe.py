@@ -20,8 +20,8 @@ class Description:
       steps: Number of updates.
       peak: Largest rate.
       peak_step: First step at the peak.
-      decay_start: Last step at the peak, to six digits; None if the rate does not fall
-        after it.
+      decay_start: Last step at the peak; None if the rate does not fall after it. A
+        rate that leaves its peak smoothly does so when float32 can tell.
       half_life: Steps from `decay_start` to the first rate of at most half the peak;
         None if there is none up to `steps`.
       end_value: Rate at the step `steps`, at which the next update would be made.
@@ -102,14 +102,14 @@ def describe(
         raise ValueError(f"{who}: the rate of step {at} is {rates[at]}")
     used, end = rates[:-1], float(rates[-1])
     peak, first = float(used.max()), int(used.argmax())
-    last = int(np.flatnonzero(used >= peak * (1 - 1e-6))[-1])
+    last = int(np.flatnonzero(used == peak)[-1])
     after = rates[last:]
     halved = np.flatnonzero(after <= peak / 2)
     return Description(
         steps=steps,
         peak=peak,
         peak_step=first,
-        decay_start=last if after[-1] < peak * (1 - 1e-6) else None,
+        decay_start=last if end < peak else None,
         half_life=int(halved[0]) if halved.size and peak > 0 else None,
         end_value=end,
         area=float(used.sum()),

@@ -26,9 +26,7 @@ class PerGroup:
             if hasattr(schedule, "values")
         }
 
-    def __call__(
-        self, count: jax.typing.ArrayLike, /, **values: Any
-    ) -> dict[str, jax.Array]:
+    def __call__(self, count: jax.typing.ArrayLike, /, **values: Any) -> dict[str, Any]:
         """Returns the rate of every group.
 
         Args:
@@ -54,8 +52,7 @@ def per_group(
     embeddings, for early layers, for a pretrained part. All groups share the optimizer
     and its step; `inspection.hyperparams` shows the rate of every group. Use
     `optax.partition` instead where groups need different optimizers: each of its
-    branches has its own state and its own count, which goes on only when the branch
-    is updated.
+    branches has a state and a count of its own.
 
     Weight decay that is multiplied by the learning rate follows the group's rate too.
 
@@ -99,11 +96,11 @@ def per_group(
         if not isinstance(group, str):
             raise TypeError(f"{who}: the name of a group is a string, got {group!r}")
     return PerGroup(
-        {group: _as_schedule(rate) for group, rate in schedules.items()}, labels
+        {group: _function(rate) for group, rate in schedules.items()}, labels
     )
 
 
-def _as_schedule(rate: float | jax.Array | optax.Schedule) -> optax.Schedule:
+def _function(rate: float | jax.Array | optax.Schedule) -> optax.Schedule:
     if callable(rate):
         return rate
     return lambda count: jnp.broadcast_to(jnp.asarray(rate, float), jnp.shape(count))

@@ -102,9 +102,9 @@ def refined(
 
 def _resampled(who: str, norms: object, grid: np.ndarray) -> np.ndarray:
     """Returns the usable norms at fractions of the run, in double precision."""
-    if isinstance(norms, jax.core.Tracer):
+    given = _checks.known(norms)
+    if given is None:
         raise TypeError(f"{who}: norms are worked on outside of jit; they are traced")
-    given = np.asarray(norms, np.float64)
     if given.ndim != 1 or not given.size:
         raise ValueError(f"{who}: norms need the shape (n,), n > 0, got {given.shape}")
     if (given < 0).any():

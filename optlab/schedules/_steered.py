@@ -44,7 +44,11 @@ def steered(
         state = optax.tree.set(state, decay_start=jnp.int32(step))
 
     starts the decay of a run or of a restored checkpoint without a new compilation.
-    Set an array of the same type: a bare Python number is compiled for once more.
+    Set an array of the same type: a bare Python number is compiled for once more. In an
+    `nnx.Optimizer` the values are variables, to be set in place:
+
+        for _, value in optax.tree.get_all_with_path(opt_state, "decay_start"):
+            value[...] = jnp.int32(step)
 
     Anything else that takes a schedule, Optax's links too, sees one with the initial
     values for ever. A restored state brings its values along: those given here are

@@ -49,7 +49,8 @@ def scale_by_learning_rate(
       float32 or wider whatever the dtype of the updates; updates keep their dtype.
 
     Raises:
-      ValueError: If a leaf has the label of a group without a schedule.
+      ValueError: If a leaf has the label of a group without a schedule, or the state
+        was made for a schedule with other values.
       TypeError: If a setting that counts steps was set to another kind of number.
 
     Example:
@@ -89,6 +90,12 @@ def scale_by_learning_rate(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByLearningRateState]:
         del params, extra_args
+        if set(values) != set(state.settings):
+            raise ValueError(
+                f"scale_by_learning_rate: the state has settings"
+                f" {sorted(state.settings)}, the schedule values {sorted(values)}; a"
+                " run starts and resumes with the same values in its state"
+            )
         settings = jax.tree_util.tree_map_with_path(_like, values, state.settings)
         eta = rate(state.count, settings)
         if labels is None:

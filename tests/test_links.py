@@ -155,6 +155,13 @@ def test_a_setting_that_counts_steps_must_be_an_integer(wrong):
         tx.update(jnp.ones(2), state)
 
 
+def test_a_state_with_other_settings_is_refused():
+    steered, plain = (links.scale_by_learning_rate(r) for r in (Steered(), 0.1))
+    for tx, other in ((steered, plain), (plain, steered)):
+        with pytest.raises(ValueError, match=r"the state has settings \[.*values \["):
+            tx.update(jnp.ones(2), other.init(jnp.ones(2)))
+
+
 class Grouped:
     """A schedule with a rate for each group, as `schedules.per_group` makes one."""
 

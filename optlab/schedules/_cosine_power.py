@@ -39,18 +39,15 @@ def cosine_power(
       Schedule, step -> rate, shape of the step, float32 (float64 with 64-bit types).
 
     Raises:
-      ValueError: If the warm-up leaves no step, the end value exceeds the peak, or
-        b is not
-        positive.
+      ValueError: If the warm-up leaves no step, the end value exceeds the peak, or b is
+        not positive.
       TypeError: If a number of steps is not an integer.
-
 
     Example:
       >>> from optlab import schedules
       >>> rate = schedules.cosine_power(1.0, total_steps=10, warmup_steps=4, b=9.0)
       >>> print(*(rate(t).round(4) for t in (0, 2, 4, 7, 10, 99)))
       0.0 0.5 1.0 0.25 0.0 0.0
-
 
     Source:
       Hundt et al., sharpDARTS, 2019, arXiv:1903.09900. Differs from the authors' code:

@@ -3,7 +3,7 @@
 import jax
 import optax
 
-from optlab.schedules import _checks, _phases, shapes
+from optlab.schedules import _phases, shapes
 
 
 def exponential(
@@ -35,11 +35,9 @@ def exponential(
       Schedule, step -> rate, shape of the step, float32 (float64 with 64-bit types).
 
     Raises:
-      ValueError: If the warm-up leaves no step, the end value exceeds the peak, or
-        the end
-        value is not positive.
+      ValueError: If the warm-up leaves no step, or the end value exceeds the peak or is
+        not positive.
       TypeError: If a number of steps is not an integer.
-
 
     Example:
       >>> from optlab import schedules
@@ -48,15 +46,11 @@ def exponential(
       >>> print(*(rate(t).round(4) for t in (0, 2, 4, 10, 99)))
       0.0 0.5 1.0 0.01 0.01
 
-
     Source:
-      No publication of its own. Differs from Optax's `exponential_decay`: it is given
-      by where it ends, not by a rate of decay.
+      Compared with others by Senior et al., 2013, doi:10.1109/ICASSP.2013.6638963
+      (UNVERIFIED: known by its title). Differs from Optax's `exponential_decay`: it is
+      given by where it ends, not by a rate of decay.
     """
-    # An end value of 0 is refused before the ratio is formed.
-    why = "; a decay by a constant factor never reaches 0"
-    _checks.positive("schedules.exponential", "end_value", end_value, why)
-    _checks.positive("schedules.exponential", "peak", peak)
     return _phases.warmup_hold_decay(
         "schedules.exponential",
         peak,
@@ -65,5 +59,5 @@ def exponential(
         warmup_steps=warmup_steps,
         init_value=init_value,
         end_value=end_value,
-        shape=shapes.exponential(peak / end_value),
+        shape=shapes.geometric,
     )

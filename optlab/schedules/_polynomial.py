@@ -38,11 +38,9 @@ def polynomial(
       Schedule, step -> rate, shape of the step, float32 (float64 with 64-bit types).
 
     Raises:
-      ValueError: If the warm-up leaves no step, the end value exceeds the peak, or
-        the power
-        is not positive.
+      ValueError: If the warm-up leaves no step, the end value exceeds the peak, or the
+        power is not positive.
       TypeError: If a number of steps is not an integer.
-
 
     Example:
       >>> from optlab import schedules
@@ -50,12 +48,11 @@ def polynomial(
       >>> print(*(rate(t).round(4) for t in (0, 2, 4, 7, 10, 99)))
       0.0 0.5 1.0 0.25 0.0 0.0
 
-
     Source:
-      The "poly" policy of segmentation networks; the power for easy tasks, 2 beta - 1:
-      "Optimal learning-rate schedules under functional scaling laws",
-      arXiv:2602.06797, of which only the abstract was read (UNVERIFIED). Differs from
-      Optax: integer differences, and the warm-up is part of it.
+      The "poly" policy of Liu et al., ParseNet, 2015, arXiv:1506.04579 (UNVERIFIED).
+      Powers for easy tasks: "Optimal learning-rate schedules under functional scaling
+      laws", arXiv:2602.06797, of which only the abstract was read. Differs from Optax:
+      integer differences, and the warm-up is part of it.
     """
     _checks.positive("schedules.polynomial", "power", power)
     return _phases.warmup_hold_decay(

@@ -39,18 +39,15 @@ def rex(
       Schedule, step -> rate, shape of the step, float32 (float64 with 64-bit types).
 
     Raises:
-      ValueError: If the warm-up leaves no step, the end value exceeds the peak, or
-        k is not
-        positive.
+      ValueError: If the warm-up leaves no step, the end value exceeds the peak, or k is
+        not positive.
       TypeError: If a number of steps is not an integer.
-
 
     Example:
       >>> from optlab import schedules
       >>> rate = schedules.rex(1.0, total_steps=10, warmup_steps=4)
       >>> print(*(rate(t).round(4) for t in (0, 2, 4, 7, 10, 99)))
       0.0 0.5 1.0 0.6667 0.0 0.0
-
 
     Source:
       Chen et al., 2021, arXiv:2107.04197: (1 - z) / (1/2 + (1 - z) / 2). Differs from

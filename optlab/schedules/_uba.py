@@ -39,18 +39,15 @@ def uba(
       Schedule, step -> rate, shape of the step, float32 (float64 with 64-bit types).
 
     Raises:
-      ValueError: If the warm-up leaves no step, the end value exceeds the peak, or
-        phi is
-        not positive.
+      ValueError: If the warm-up leaves no step, the end value exceeds the peak, or phi
+        is not positive.
       TypeError: If a number of steps is not an integer.
-
 
     Example:
       >>> from optlab import schedules
       >>> rate = schedules.uba(1.0, total_steps=10, warmup_steps=4)
       >>> print(*(rate(t).round(4) for t in (0, 2, 4, 7, 10, 99)))
       0.0 0.5 1.0 0.6667 0.0 0.0
-
 
     Source:
       Tang et al., "Stepsize anything", 2025, arXiv:2505.24452:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from optlab import trees
 
@@ -98,9 +99,9 @@ def record_gradient_norms(
         **extra_args: Any,
     ) -> tuple[optax.Updates, RecordGradientNormsState]:
         del params, extra_args
-        norm = measure([_magnitude(leaf) for leaf in jax.tree.leaves(updates)])
+        norm = measure(jax.tree.leaves(updates))
         place = state.count % length
-        norms = state.norms.at[place].set(jnp.asarray(norm, jnp.float32))
+        norms = state.norms.at[place].set(norm.astype(jnp.float32))
         count = jnp.asarray(optax.safe_increment(state.count))
         return updates, RecordGradientNormsState(count, norms)
 
@@ -161,15 +162,31 @@ def _magnitude(leaf: jax.Array) -> jax.Array:
     return size.astype(jnp.promote_types(size.dtype, jnp.float32))
 
 
-def _l1(sizes: list[jax.Array]) -> Any:
-    return sum(jnp.sum(size) for size in sizes)
+def _l1(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.asarray(sum(jnp.sum(_magnitude(leaf)) for leaf in leaves), float)
 
 
-def _l2(sizes: list[jax.Array]) -> Any:
-    # Divided by the largest entry first: float32 squares overflow from 2e19 on and are
-    # zero below 1e-23.
-    largest = jnp.zeros(())
-    for size in sizes:
-        largest = jnp.maximum(largest, jnp.max(size, initial=0.0))
+def _l2(leaves: list[jax.Array]) -> jax.Array:
+    total = _sum_of_squares(leaves, 1.0)
+    # float32 squares overflow from 2e19 on and are zero below 1e-23. Only there it is
+    # worth another look, at the largest entry, which takes several times as long.
+    return lax.cond(
+        (total > 1e-24) & (total < jnp.inf),
+        lambda: jnp.sqrt(total),
+        lambda: _scaled_l2(leaves),
+    )
+
+
+def _scaled_l2(leaves: list[jax.Array]) -> jax.Array:
+    largest = jnp.zeros((), float)
+    for leaf in leaves:
+        peak = jnp.max(_magnitude(leaf), initial=0.0)
+        largest = jnp.maximum(largest, peak.astype(float))
     unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
-    return unit * jnp.sqrt(sum(jnp.sum(jnp.square(size / unit)) for size in sizes))
+    return unit * jnp.sqrt(_sum_of_squares(leaves, unit))
+
+
+def _sum_of_squares(leaves: list[jax.Array], unit: float | jax.Array) -> jax.Array:
+    # Of the leaves, not of their magnitudes: those would be written to memory.
+    sums = (jnp.sum(jnp.square(_magnitude(leaf) / unit)) for leaf in leaves)
+    return jnp.asarray(sum(sums), float)

@@ -64,7 +64,7 @@ def run(given: types.SimpleNamespace, command: str) -> None:
     factors = rates.every(refined.schedule, refined.steps)
     rates.write(out, factors)
     line = rates.line(refined.schedule, refined.steps)
-    title = f"Refined from {given.run}, for {given.method}"
+    title = f"A schedule for {given.method}, refined from {given.run}"
     plots.refined(refined.norms, line, picture, title)
     print(f"{len(refined.norms)} norms; the rate peaks at step {factors.argmax()}")
     print(f"Written: {out} and {picture}")

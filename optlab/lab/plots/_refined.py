@@ -29,7 +29,9 @@ def refined(
         before.set_ylim(bottom=0)
         _style.panel(before, "Gradient norms of the run", "norm")
         ends = (line[0][0], line[0][-1])
-        after.plot(ends, (1, 0), color=quiet, linestyle=(0, (4, 3)), label="linear")
+        after.plot(
+            ends, (1, 0), color=quiet, linestyle=(0, (4, 3)), label="linear decay"
+        )
         after.plot(*line, color=loud, linewidth=2, label="refined")
         after.set_ylim(bottom=0)
         _style.panel(after, "Schedule of the next run", "rate over peak")

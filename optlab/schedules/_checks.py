@@ -43,7 +43,12 @@ def known(value: Any) -> np.ndarray | None:
     """Returns numbers in double precision; None while one of them is traced."""
     leaves = jax.tree.leaves(value)
     traced = any(isinstance(leaf, core.Tracer) for leaf in leaves)
-    return None if traced else np.asarray(value, float)
+    if traced:
+        return None
+    try:
+        return np.asarray(value, float)
+    except (TypeError, ValueError):
+        raise TypeError(f"schedules: numbers are wanted, got {value!r}") from None
 
 
 def positive(who: str, name: str, value: Any, why: str = "") -> None:
@@ -66,6 +71,8 @@ def falls(
 
 def increasing(who: str, name: str, values: Any, least: int) -> tuple[int, ...]:
     """Returns steps as ints, or raises unless each is larger than the one before."""
+    if not np.ndim(values):
+        raise TypeError(f"{who}: {name} holds several steps, got {values!r}")
     steps = tuple(whole(who, name, value, least) for value in values)
     if not steps:
         raise ValueError(f"{who}: {name} is empty")

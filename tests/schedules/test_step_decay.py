@@ -56,6 +56,7 @@ def test_numbers_narrower_than_float32_are_not_multiplied_as_such():
         ({"boundaries": ()}, ValueError, "boundaries is empty"),
         ({"boundaries": (4, 9)}, ValueError, "boundaries must be at least 6"),
         ({"boundaries": (0.5,)}, TypeError, r"must be an integer, got 0\.5"),
+        ({"boundaries": 10}, TypeError, "boundaries holds several steps, got 10"),
         ({"factor": 0}, ValueError, "factor must be positive, got 0"),
         ({"warmup_steps": -1}, ValueError, "warmup_steps must be at least 0"),
     ],

@@ -87,6 +87,8 @@ def test_is_of_the_default_float_width():
         ([[1.0]], None, ValueError, r"got \(1, 1\)"),
         ([1.0, float("nan")], None, ValueError, "value 1 is nan; it must be finite"),
         ([1.0, float("inf"), 2.0], None, ValueError, "value 1 is inf"),
+        (["a"], None, TypeError, r"numbers are wanted, got \['a'\]"),
+        ([[1.0, 2.0], [3.0]], None, TypeError, "numbers are wanted"),
         ([1.0, 2.0], [0], ValueError, "2 values for 1 steps"),
         ([1.0, 2.0], [5, 5], ValueError, "steps must increase, but 5 follows 5"),
         ([1.0, 2.0], [-1, 5], ValueError, "steps must be at least 0"),
@@ -94,5 +96,5 @@ def test_is_of_the_default_float_width():
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(values, steps, error, said):
-    with pytest.raises(error, match=rf"schedules\.table: .*{said}"):
+    with pytest.raises(error, match=said):
         schedules.table(values, steps=steps)

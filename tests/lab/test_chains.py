@@ -247,6 +247,7 @@ WRONG = {
     "adamw:+cosine": "key=value",
     "adamw:b1=0.9,b1=0.8+cosine": "given twice",
     "adamw:mask=x+cosine": "unknown key of adamw 'mask'",
+    "fedhyper:bounds=3+cosine": "unknown key of fedhyper 'bounds'",
     "adamw+cosine@0": "at least 1",
     "adamw+cosine@-5": "at least 1",
     "adamw+cosine@ten": "at least 1",

@@ -140,7 +140,7 @@ def plan(text: str, steps: int, workload: str) -> Searched:
     trials: Any = given.get("trials", TRIALS)
     first: Any = given.get("stage_steps", min(FIRST, chain.length // PART))
     if "stage_steps" not in given and trials > 0:
-        first -= first % trials
+        first = int(first // trials * trials)
     own: dict[str, Value] = {
         "min_rate": float(f"{rate / FACTOR:.3g}"),
         "max_rate": float(f"{rate * FACTOR:.3g}"),

@@ -110,6 +110,7 @@ def follow(
       Diverged: If no rate works.
       LabError: If the run does not fit the controller.
     """
+    _check(controller, run, state)
     if step == run.steps:
         return state
     now, start = _where(controller, run, step), None
@@ -137,6 +138,21 @@ def follow(
     if now.action == "diverged":
         raise lab.Diverged(_all_diverged(controller, now))
     return state
+
+
+def _check(controller: controllers.Controller, run: Run, state: Any) -> None:
+    if controller.train_steps != run.steps:
+        raise lab.LabError(
+            f"the controller plans {controller.train_steps} steps, the run has"
+            f" {run.steps}"
+        )
+    if not any(
+        _is_rate(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)
+    ):
+        raise lab.LabError(
+            "the optimizer of a searched run has its learning rate in its state; make"
+            " it with search.steerable"
+        )
 
 
 def _where(controller: controllers.Controller, run: Run, step: int) -> State:
@@ -224,8 +240,12 @@ def _with_rate(state: Any, rate: float) -> Any:
     """Returns a state with another learning rate."""
 
     def put(path: Any, leaf: jax.Array) -> jax.Array:
-        if not trees.path_string(path).endswith(RATE):
+        if not _is_rate(path):
             return leaf
         return jax.device_put(jnp.asarray(rate, leaf.dtype), leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(put, state)
+
+
+def _is_rate(path: Any) -> bool:
+    return trees.path_string(path).endswith(RATE)

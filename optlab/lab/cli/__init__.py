@@ -18,6 +18,9 @@ COMMANDS = {
     "train": "train one chain, with metrics and checkpoints",
     "sweep": "find a chain's learning rate",
     "refine": "make a better schedule of a run's gradient norms",
+    "fit": "fit a law of the loss to measured curves",
+    "predict": "the loss that a law foretells, for a schedule or beside a run",
+    "design": "the schedule that ends lowest under a law",
     "plot-schedule": "draw learning rates over the steps",
     "catalog": "list what there is: optimizers, schedules, kernels",
 }

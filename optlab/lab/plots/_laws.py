@@ -1,12 +1,13 @@
 """The pictures of laws: how they fit, and what they foretell."""
 
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from optlab import laws
+from optlab.lab import forecasts
 from optlab.lab.plots import _style
 
 # The part of a run whose losses do not set the range of the picture: the first fall.
@@ -14,28 +15,16 @@ FIRST_FALL = 0.04
 
 ACTUAL, PREDICTED, ALARM = _style.COLOURS[0], _style.COLOURS[2], _style.COLOURS[1]
 
-
-class Fit(NamedTuple):
-    """A curve with what a law says of it: four arrays' worth of one picture.
-
-    Attributes:
-      name: Name of the curve.
-      step: Updates done, shape (n,).
-      actual: Losses, shape (n,).
-      predicted: The law's losses, shape (n,).
-    """
-
-    name: str
-    step: np.ndarray
-    actual: np.ndarray
-    predicted: np.ndarray
+Line = tuple[np.ndarray, np.ndarray]
 
 
-def fit(fits: Sequence[Fit], path: str | os.PathLike, title: str) -> None:
+def fit(
+    runs: Sequence[forecasts.Comparison], path: str | os.PathLike, title: str
+) -> None:
     """Draws how a law fits curves, and by how much it misses them.
 
     Args:
-      fits: The curves.
+      runs: The curves and what the law says of them.
       path: File to write: PNG, SVG or PDF.
       title: What stands above.
     """
@@ -43,86 +32,101 @@ def fit(fits: Sequence[Fit], path: str | os.PathLike, title: str) -> None:
         losses, misses = figure.subplots(1, 2, width_ratios=(1.5, 1))
         _style.title(figure, title)
         # The first colour is the quiet one; curves are told apart by the others.
-        colours = _style.colours(len(fits) + 1)[1:]
-        for one, colour in zip(fits, colours, strict=True):
-            losses.plot(one.step, one.actual, color=colour, alpha=0.35, linewidth=3)
-            losses.plot(one.step, one.predicted, color=colour, label=one.name)
-            misses.plot(one.step, _percent(one.predicted, one.actual), color=colour)
+        for index, run in enumerate(runs):
+            colour = _style.COLOURS[1 + index % (len(_style.COLOURS) - 1)]
+            predicted = run.prediction.loss
+            losses.plot(run.step, run.actual, color=colour, alpha=0.35, linewidth=3)
+            losses.plot(run.step, predicted, color=colour, label=run.name)
+            misses.plot(run.step, 100 * (predicted / run.actual - 1), color=colour)
         misses.axhline(0, color=_style.INK, linewidth=0.8)
-        _settled(losses, [(one.step, one.actual) for one in fits])
+        _settle(losses, [(run.step, run.actual) for run in runs])
+        misses.set_xlim(losses.get_xlim())
         _style.panel(losses, "Loss: broad as measured, thin as the law has it", "loss")
         _style.panel(misses, "Predicted above measured", "percent of the loss")
         _style.legend(losses)
 
 
-class Forecast(NamedTuple):
-    """What a law foretold for a run, at the steps of the prediction.
-
-    Attributes:
-      step: Updates done, shape (n,).
-      loss: Predicted losses, shape (n,).
-      low: Lower end of the interval, shape (n,).
-      high: Upper end of the interval, shape (n,).
-    """
-
-    step: np.ndarray
-    loss: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-
 def forecast(
-    foretold: Forecast,
+    run: forecasts.Comparison,
+    watch: forecasts.Watch,
     path: str | os.PathLike,
     title: str,
-    *,
-    actual: tuple[np.ndarray, np.ndarray] | None = None,
-    smooth: tuple[np.ndarray, np.ndarray] | None = None,
-    alarm: int | None = None,
 ) -> None:
-    """Draws a predicted loss with its interval and, if there is a run, what happened.
+    """Draws a run and its forecast, and where the run leaves the interval.
 
     Args:
-      foretold: The prediction.
+      run: The run and its forecast.
+      watch: The run, smoothed, and the alarm.
       path: File to write: PNG, SVG or PDF.
       title: What stands above.
-      actual: Steps and losses of the run.
-      smooth: Steps and losses of the run, smoothed.
-      alarm: Step at which the run has left the interval, or None.
+    """
+    found = run.prediction
+    with _style.figure(path, (10.5, 6.4)) as figure:
+        losses, misses = figure.subplots(2, 1, height_ratios=(2, 1), sharex=True)
+        _style.title(figure, title)
+        losses.plot(run.step, run.actual, color=ACTUAL, alpha=0.45, linewidth=0.8)
+        losses.plot(watch.step, watch.mean, color=_style.INK, label="measured, mean")
+        _draw(losses, "predicted", found, PREDICTED)
+        _settle(losses, [(run.step, run.actual), (run.step, found.loss)])
+        _draw_misses(misses, run, watch)
+        if watch.alarm is not None:
+            _mark_alarm((losses, misses), watch.alarm)
+        _style.panel(losses, "Loss, and the 90 % interval of the prediction", "loss")
+        _style.panel(misses, "Measured above predicted", "percent")
+        losses.set_xlabel("")
+        _style.legend(losses)
+
+
+def _draw_misses(axes: Axes, run: forecasts.Comparison, watch: forecasts.Watch) -> None:
+    """Draws by how much the run misses its forecast, in percent of the forecast."""
+    found = run.prediction
+
+    def percent(losses: np.ndarray) -> np.ndarray:
+        return 100 * (losses / found.loss - 1)
+
+    low, high, actual = map(percent, (found.low, found.high, run.actual))
+    axes.fill_between(run.step, low, high, color=PREDICTED, alpha=0.15, linewidth=0)
+    axes.axhline(0, color=PREDICTED, linewidth=1.4)
+    axes.plot(run.step, actual, color=ACTUAL, alpha=0.45, linewidth=0.8)
+    mean = watch.mean / np.interp(watch.step, run.step, found.loss)
+    axes.plot(watch.step, 100 * (mean - 1), color=_style.INK)
+    reach = 1.3 * max(np.abs(x[len(x) // 20 :]).max() for x in (low, high, actual))
+    axes.set_ylim(-reach, reach)
+
+
+def predictions(
+    found: Mapping[str, laws.Prediction], path: str | os.PathLike, title: str
+) -> None:
+    """Draws what a law foretells for schedules.
+
+    Args:
+      found: The predictions by the name of their schedule.
+      path: File to write: PNG, SVG or PDF.
+      title: What stands above.
     """
     with _style.figure(path, (10.5, 5.2)) as figure:
         axes = figure.subplots()
         _style.title(figure, title)
-        axes.fill_between(
-            foretold.step,
-            foretold.low,
-            foretold.high,
-            color=PREDICTED,
-            alpha=0.2,
-            linewidth=0,
-            label="interval of the prediction",
-        )
-        if actual is not None:
-            axes.plot(
-                *actual, color=ACTUAL, alpha=0.45, linewidth=0.8, label="measured"
-            )
-        if smooth is not None:
-            axes.plot(*smooth, color=_style.INK, linewidth=1.6, label="measured, mean")
-        label = f"predicted   {foretold.loss[-1]:.3f} at step {foretold.step[-1]}"
-        axes.plot(
-            foretold.step, foretold.loss, color=PREDICTED, linewidth=2, label=label
-        )
-        _settled(
-            axes, [pair for pair in (actual, (foretold.step, foretold.loss)) if pair]
-        )
-        if alarm is not None:
-            _mark_alarm(axes, alarm)
-        _style.panel(axes, "Loss, predicted and measured", "loss")
+        colours = _style.colours(len(found))
+        for (name, prediction), colour in zip(found.items(), colours, strict=True):
+            _draw(axes, name, prediction, colour)
+        _settle(axes, [(one.step, one.loss) for one in found.values()])
+        _style.panel(axes, "Predicted loss and its 90 % interval", "loss")
         _style.legend(axes)
 
 
-def _mark_alarm(axes: Axes, step: int) -> None:
-    axes.axvline(step, color=ALARM, linewidth=1.4, linestyle=(0, (4, 2)))
+def _draw(axes: Axes, name: str, found: laws.Prediction, colour: str) -> None:
+    axes.fill_between(
+        found.step, found.low, found.high, color=colour, alpha=0.15, linewidth=0
+    )
+    label = f"{name}   {found.loss[-1]:.3f} at step {found.step[-1]}"
+    axes.plot(found.step, found.loss, color=colour, linewidth=2, label=label)
+
+
+def _mark_alarm(panels: tuple[Axes, Axes], step: int) -> None:
+    for axes in panels:
+        axes.axvline(step, color=ALARM, linewidth=1.4, linestyle=(0, (4, 2)))
+    axes = panels[0]
     right = step > sum(axes.get_xlim()) / 2
     axes.annotate(
         f"leaves the interval at step {step}",
@@ -136,13 +140,9 @@ def _mark_alarm(axes: Axes, step: int) -> None:
     )
 
 
-def _percent(predicted: np.ndarray, actual: np.ndarray) -> np.ndarray:
-    return 100 * (predicted / actual - 1)
-
-
-def _settled(axes: Axes, lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+def _settle(axes: Axes, lines: Sequence[Line]) -> None:
     """Shows the part of the losses that comes after the first fall."""
-    last = max(step[-1] for step, _ in lines)
+    last = max(steps[-1] for steps, _ in lines)
     kept = np.concatenate(
         [np.asarray(y)[np.asarray(x) >= FIRST_FALL * last] for x, y in lines]
     )

@@ -73,5 +73,6 @@ def run(given: types.SimpleNamespace, command: str) -> None:
     rates.write(out, rates.every(designed, given.steps))
     picture = out.with_suffix(".png")
     lines = {name: rates.line(s, given.steps) for name, s in compared.items()}
-    plots.schedules(lines, picture, "The designed schedule beside the usual ones")
+    title = "The designed schedule beside the usual ones"
+    plots.schedules(lines, picture, title, first="designed")
     print(f"Written: {out} and {picture}")

@@ -11,7 +11,7 @@ from optlab.lab import forecasts
 from optlab.lab.plots import _style
 
 # The part of a run whose losses do not set the range of the picture: the first fall.
-FIRST_FALL = 0.04
+FIRST_FALL = 0.1
 
 ACTUAL, PREDICTED, ALARM = _style.COLOURS[0], _style.COLOURS[2], _style.COLOURS[1]
 

@@ -3,6 +3,7 @@
 import os
 import textwrap
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,8 @@ def schedules(
     rates: Mapping[str, tuple[np.ndarray, np.ndarray]],
     path: str | os.PathLike,
     title: str = "Schedules",
+    *,
+    first: str | None = None,
 ) -> None:
     """Draws schedules over their steps.
 
@@ -26,6 +29,7 @@ def schedules(
       rates: Steps and rates of each schedule, by its label.
       path: File to write: PNG, SVG or PDF.
       title: What stands above.
+      first: Label of the one that the picture is about, if there is one.
     """
     labels = [_wrapped(label) for label in rates]
     legend = sum(0.09 + 0.165 * (1 + label.count("\n")) for label in labels)
@@ -33,15 +37,15 @@ def schedules(
         axes = figure.subplots()
         _style.title(figure, title)
         colours = _style.colours(len(rates))
-        for index, (steps, values) in enumerate(rates.values()):
-            axes.plot(
-                steps,
-                values,
-                color=colours[index],
-                linestyle=LINES[index // len(_style.COLOURS) % len(LINES)],
-                linewidth=1.9,
-                label=labels[index],
-            )
+        for index, (label, line) in enumerate(rates.items()):
+            look: dict[str, Any] = {
+                "color": colours[index],
+                "linestyle": LINES[index // len(_style.COLOURS) % len(LINES)],
+                "linewidth": 1.9,
+            }
+            if label == first:
+                look = {"color": _style.INK, "linewidth": 3.0, "zorder": 3}
+            axes.plot(*line, label=labels[index], **look)
         last = max(steps[-1] for steps, _ in rates.values())
         axes.set_xlim(0, 1.01 * last)
         axes.set_ylim(bottom=0)

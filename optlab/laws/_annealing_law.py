@@ -6,10 +6,10 @@ import jax.numpy as jnp
 
 from optlab.laws import _law, _sums
 
-# Where the default law starts: about half of the rate's effect, a response within a
-# fortieth of the run. Both were found on runs of this project's own workload, with
-# other initial values than those on which the law is tried.
-POWER = (0.5, 0.1)
+# What the default law takes for likely: progress that hardly follows the rate, and a
+# response within a fortieth of the longest curve. Both were chosen on runs of this
+# project's own workload, with other initial values than those that try the law.
+POWER = (0.3, 0.2)
 RESPONSE = (0.025, 0.5)
 
 
@@ -88,12 +88,11 @@ def progress_law() -> _law.Law:
             n the updates since the fall
 
     A run at a third of the rate makes more than a third of the progress: `power` is
-    about a half. In the annealing law it is 1, and the gain from annealing has to make
-    up for it, which holds for the curves that were fitted and not for the next one.
-    Both forms of the last term are the same, B D = C S2 with B = C / (1 - decay) and
-    decay = exp(-1 / tau). `power` and `tau` can hardly be read off two curves; they
-    start from, and are held near, 0.5 +- 0.1 and a fortieth of the longest curve, times
-    or divided by e^0.5.
+    below 1. In the annealing law it is 1, and the gain from annealing has to make up
+    for it, which holds for the curves that were fitted and not for the next one. The
+    last term is the same, B D = C S2 with B = C / (1 - decay) and decay = exp(-1 / tau).
+    Two curves hardly tell `power` and `tau`; a prior holds them near 0.3, give or take
+    0.2, and a fortieth of the longest curve, times or divided by e^0.5.
 
     Returns:
       The law; parameters L0, A, alpha, B, tau (steps), power. The peak is that of the

@@ -36,8 +36,9 @@ def fit(
     """Fits a law to loss curves of one model, batch and peak rate.
 
     Minimizes the sum of Huber's function of log loss - log prediction, and the priors
-    of the law if it has any, with L-BFGS-B and exact gradients from several starts. Two
-    cheap runs are enough, one at a constant rate and one that decays.
+    of the law if it has any, with L-BFGS-B and exact gradients from several starts.
+    Losses measured in the warm-up are left out. Two cheap runs are enough, one at a
+    constant rate and one that decays.
 
     Args:
       curves: The curves, with the rate of every update.
@@ -104,14 +105,19 @@ def _side_by_side(curves: tuple[_curve.Curve, ...]) -> _Data:
         known=np.zeros((len(curves), most), bool),
     )
     for row, curve in enumerate(curves):
-        # A loss from before the first progress says nothing about any schedule.
-        use = curve.step > np.argmax(curve.rate > 0)
+        use = _after_warmup(curve)
         size, length = int(use.sum()), min(steps, curve.rate.size)
         data.step[row, :size] = curve.step[use]
         data.loss[row, :size] = curve.loss[use]
         data.known[row, :size] = True
         data.rate[row, :length] = curve.rate[:length]
     return data
+
+
+def _after_warmup(curve: _curve.Curve) -> np.ndarray:
+    """The losses that a law is about: none knows the first fall, in the warm-up."""
+    started = int(np.argmax(curve.rate > 0)) + 1
+    return curve.step >= max(curve.warmup_steps, started)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +153,7 @@ class _Problem:
 
     @functools.cached_property
     def arguments(self) -> tuple[Any, ...]:
-        priors = np.array([p.prior or (0.0, np.inf) for p in self.law.parameters])
+        priors = np.array([p.prior or (1.0, np.inf) for p in self.law.parameters])
         priors[:, 0] = [
             np.log(mean) if p.counts_steps else mean
             for p, mean in zip(self.law.parameters, priors[:, 0], strict=True)
@@ -328,9 +334,9 @@ def _check(curves: tuple[_curve.Curve, ...], law: _law.Law) -> None:
             f"laws.fit: '{low.name}' has peak {low.peak:g} and '{high.name}'"
             f" {high.peak:g}; a law holds for one peak: fit them apart"
         )
-    losses = sum(curve.step.size for curve in curves)
+    losses = sum(int(_after_warmup(curve).sum()) for curve in curves)
     if losses < len(law.names):
         raise ValueError(
-            f"laws.fit: {losses} losses for the {len(law.names)} parameters of the"
+            f"laws.fit: {losses} losses after the warm-up for the {len(law.names)} parameters of the"
             f" {law.name} law; give more losses or a law with fewer parameters"
         )

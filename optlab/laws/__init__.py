@@ -10,6 +10,7 @@ from optlab.laws._fitted import Fitted as Fitted
 from optlab.laws._known import LAWS as LAWS
 from optlab.laws._known import from_json as from_json
 from optlab.laws._known import to_json as to_json
+from optlab.laws._law import Form as Form
 from optlab.laws._law import Law as Law
 from optlab.laws._law import Parameter as Parameter
 from optlab.laws._multi_power_law import multi_power_law as multi_power_law
@@ -24,3 +25,4 @@ from optlab.laws._rank import choose as choose
 from optlab.laws._rank import rank as rank
 from optlab.laws._sums import annealing_area as annealing_area
 from optlab.laws._sums import forward_area as forward_area
+from optlab.laws._sums import warmup_of as warmup_of

@@ -30,7 +30,7 @@ def power_law() -> _law.Law:
       The annealing law without its last term.
     """
     parameters = (_law.Parameter("L0"), _law.Parameter("A"), _exponent())
-    return _law.Law("power", parameters, _power_losses, {}, recursive=True)
+    return _law.Law("power", parameters, _losses_of(_power_form), {}, _power_form)
 
 
 def annealing_law(*, decay: float = 0.999, warmup: str = "area") -> _law.Law:
@@ -75,8 +75,11 @@ def annealing_law(*, decay: float = 0.999, warmup: str = "area") -> _law.Law:
         _law.Parameter("C"),
     )
     settings = {"decay": decay, "warmup": warmup}
-    losses = _annealing_losses(decay, warmup)
-    return _law.Law("annealing", parameters, losses, settings, recursive=True)
+    form = _annealing_form(decay)
+    if warmup == "area":
+        return _law.Law("annealing", parameters, _losses_of(form), settings, form)
+    losses = _losses_of(form, whole_warmup=True)
+    return _law.Law("annealing", parameters, losses, settings)
 
 
 def progress_law() -> _law.Law:
@@ -90,7 +93,7 @@ def progress_law() -> _law.Law:
     A run at a third of the rate makes more than a third of the progress: `power` is
     below 1. In the annealing law it is 1, and the gain from annealing has to make up
     for it, which holds for the curves that were fitted and not for the next one. The
-    last term is the same, B D = C S2 with B = C / (1 - decay) and decay = exp(-1 / tau).
+    last term is the same: B D = C S2, B = C / (1 - decay), decay = exp(-1 / tau).
     Two curves hardly tell `power` and `tau`; a prior holds them near 0.3, give or take
     0.2, and a fortieth of the longest curve, times or divided by e^0.5.
 
@@ -116,47 +119,44 @@ def progress_law() -> _law.Law:
         _law.Parameter("tau", (RESPONSE[0],), (1e-4, 1.0), RESPONSE, counts_steps=True),
         _law.Parameter("power", (POWER[0],), (0.05, 1.5), POWER),
     )
-    return _law.Law("progress", parameters, _progress_losses, {}, recursive=True)
+    losses = _losses_of(_progress_form)
+    return _law.Law("progress", parameters, losses, {}, _progress_form)
 
 
 def _exponent() -> _law.Parameter:
     return _law.Parameter("alpha", (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0), (0.0, 3.0))
 
 
-def _power_losses(params, rate, warmup_steps, step):
-    del warmup_steps
-    area = _sums.forward_area(rate)
-    found = params["L0"] + _sums.power_decay(area, params["A"], params["alpha"])
-    return found[step - 1]
+def _power_form(params):
+    del params
+    return _law.Form()
 
 
-@functools.cache  # A function's identity is the key of what is compiled from it.
-def _annealing_losses(decay: float, warmup: str) -> _law.Losses:
+# A function's identity is the key of what is compiled from it.
+@functools.cache
+def _annealing_form(decay: float):
+    return lambda params: _law.Form(decay=decay, gain=params["C"])
+
+
+def _progress_form(params):
+    # Relative to the peak of the fit, A does not depend on the power.
+    decay = jnp.exp(-1 / params["tau"])
+    return _law.Form(params["peak"], params["power"], decay, params["B"] * (1 - decay))
+
+
+@functools.cache
+def _losses_of(form, whole_warmup: bool = False) -> _law.Losses:
+    """The losses of a law of this form; the warm-up may count as at the peak."""
+
     def losses(params, rate, warmup_steps, step):
-        counted = rate
-        if warmup == "peak":
+        found, counted = form(params), rate
+        if whole_warmup:
             rising = jnp.arange(rate.shape[-1]) < warmup_steps
             counted = jnp.where(rising, jnp.max(rate), rate)
-        area = _sums.forward_area(counted)
-        gain = _sums.annealing_area(rate, decay=decay, warmup_steps=warmup_steps)
-        found = (
-            params["L0"]
-            + _sums.power_decay(area, params["A"], params["alpha"])
-            - params["C"] * gain
+        area = _sums.started(_sums.progress(counted / found.unit, found.power))
+        fallen = _sums.annealing_area(
+            rate, decay=found.decay, warmup_steps=warmup_steps
         )
-        return found[step - 1]
+        return found.loss(params, area, fallen)[step - 1]
 
     return losses
-
-
-def _progress_losses(params, rate, warmup_steps, step):
-    # Relative to the peak of the fit, A does not depend on the power.
-    area = _sums.progress(rate / params["peak"], params["power"])
-    decay = jnp.exp(-1 / params["tau"])
-    gain = _sums.annealing_area(rate, decay=decay, warmup_steps=warmup_steps)
-    found = (
-        params["L0"]
-        + _sums.power_decay(area, params["A"], params["alpha"])
-        - params["B"] * (1 - decay) * gain
-    )
-    return found[step - 1]

@@ -337,6 +337,6 @@ def _check(curves: tuple[_curve.Curve, ...], law: _law.Law) -> None:
     losses = sum(int(_after_warmup(curve).sum()) for curve in curves)
     if losses < len(law.names):
         raise ValueError(
-            f"laws.fit: {losses} losses after the warm-up for the {len(law.names)} parameters of the"
-            f" {law.name} law; give more losses or a law with fewer parameters"
+            f"laws.fit: {losses} losses after the warm-up for the {len(law.names)}"
+            f" parameters of the {law.name} law; give more losses or another law"
         )

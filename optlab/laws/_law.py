@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -31,6 +31,39 @@ class Parameter:
     counts_steps: bool = False
 
 
+class Form(NamedTuple):
+    """What the two sums of a law are made of, and what the second one counts.
+
+        loss = L0 + A S^-alpha - gain S2
+        S = sum of (rate / unit)^power,   S2 = `laws.annealing_area` with this decay
+
+    Attributes:
+      unit: Rate that counts as one in S.
+      power: Power of the rates in S.
+      decay: What is left of a fall's delay after one update, in S2.
+      gain: Loss for each unit of S2.
+    """
+
+    unit: Any = 1.0
+    power: Any = 1.0
+    decay: Any = 0.0
+    gain: Any = 0.0
+
+    def loss(self, params: Mapping[str, Any], area: Any, fallen: Any) -> Any:
+        """Gives the loss at some values of the sums.
+
+        Args:
+          params: The law's parameters.
+          area: S, positive.
+          fallen: S2.
+
+        Returns:
+          The loss, of the same shape.
+        """
+        decayed = params["A"] * area ** -params["alpha"]
+        return params["L0"] + decayed - self.gain * fallen
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Law:
     """A family of loss curves, one for each schedule, with parameters to fit.
@@ -42,15 +75,15 @@ class Law:
         of the warm-up, and some steps, shape (n,), to the loss after so many updates,
         shape (n,). Among the parameters is `peak`, the largest rate of the fit.
       settings: The arguments with which it was made.
-      recursive: Whether sums that are updated step by step give the loss, so that
-        `probes.track_law` can follow a run.
+      form: From the parameters to what the law's two sums are made of; None for a law
+        that no sums over single updates give.
     """
 
     name: str
     parameters: tuple[Parameter, ...]
     losses: Losses
     settings: Mapping[str, Any]
-    recursive: bool = False
+    form: Callable[[Mapping[str, Any]], Form] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -51,7 +51,8 @@ def multi_power_law() -> _law.Law:
 
 def _losses(params, rate, warmup_steps, step):
     area = _sums.forward_area(rate)
-    base = params["L0"] + _sums.power_decay(area, params["A"], params["alpha"])
+    decayed = params["A"] * _sums.started(area) ** -params["alpha"]
+    base = params["L0"] + decayed
     fall, rates, before = _blocks(rate, area, warmup_steps)
     speed = params["C"] * rates ** -params["gamma"]
 

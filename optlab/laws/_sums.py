@@ -9,7 +9,23 @@ STRETCH = 64
 
 
 def warmup_of(rate: np.ndarray) -> int:
-    """Counts the updates before the rate stops rising for the first time."""
+    """Counts the updates before the rate stops rising for the first time.
+
+    Args:
+      rate: Rate of every update, shape (T,), T at least 1.
+
+    Returns:
+      Steps of the warm-up, 0 for none.
+
+    Example:
+      >>> import numpy as np
+      >>> from optlab import laws
+      >>> laws.warmup_of(np.array([0.0, 0.5, 1.0, 1.0, 0.5]))
+      2
+
+    Source:
+      Written for this library.
+    """
     falls = np.flatnonzero(np.diff(rate) <= 0)
     return int(falls[0]) if falls.size else len(rate) - 1
 
@@ -105,15 +121,15 @@ def falls(rate: jax.Array, warmup_steps: int | jax.Array) -> jax.Array:
 
 def progress(rate: jax.Array, power: float | jax.Array) -> jax.Array:
     """Sums rates to a power; 0 to any power is 0, with a finite gradient."""
+    if isinstance(power, float) and power == 1.0:
+        return forward_area(rate)
     positive = rate > 0
     logarithm = jnp.log(jnp.where(positive, rate, 1.0))
     return forward_area(jnp.where(positive, jnp.exp(power * logarithm), 0.0))
 
 
-def power_decay(
-    area: jax.Array, scale: float | jax.Array, exponent: float | jax.Array
-) -> jax.Array:
-    """Returns scale * area^-exponent; before the first progress as after it."""
-    started = area > 0
-    first = jnp.min(jnp.where(started, area, jnp.inf), axis=-1, keepdims=True)
-    return scale * jnp.where(started, area, first) ** -exponent
+def started(area: jax.Array) -> jax.Array:
+    """The area; before the first progress as after it, for powers below 0."""
+    begun = area > 0
+    first = jnp.min(jnp.where(begun, area, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(begun, area, first)

@@ -8,3 +8,5 @@ from optlab.probes._gradient_norms import (
 )
 from optlab.probes._gradient_norms import gradient_norms as gradient_norms
 from optlab.probes._gradient_norms import record_gradient_norms as record_gradient_norms
+from optlab.probes._track_law import TrackLawState as TrackLawState
+from optlab.probes._track_law import track_law as track_law

@@ -171,12 +171,12 @@ class _Problem:
 
     def columns(self, shape: np.ndarray) -> dict[int, np.ndarray]:
         """By index, what a parameter in which the loss is linear multiplies."""
-        found = {}
-        for index, parameter in enumerate(self.law.parameters):
-            if not parameter.starts:
-                z = shape + np.eye(len(shape))[index]
-                found[index] = np.asarray(self.functions.predict(z, *self.arguments))
-        return found
+        linear = [i for i, p in enumerate(self.law.parameters) if not p.starts]
+        z = shape + np.eye(len(shape))[linear[0]]
+        found = self.functions.linearize(z, *self.arguments)
+        residual, gradient = map(np.asarray, found[:2])
+        loss = self.data.loss * np.exp(residual)
+        return {index: gradient[..., index] * loss for index in linear}
 
     def starts(self) -> list[np.ndarray]:
         """A start for each shape, with the best of the other parameters for it."""
@@ -207,12 +207,11 @@ class _Problem:
             jac=True,
             method="L-BFGS-B",
             bounds=bounds,
-            options={"maxiter": 1000, "maxfun": 3000, "ftol": 1e-13, "gtol": 1e-8},
+            options={"maxiter": 1000, "maxfun": 3000, "ftol": 1e-11, "gtol": 1e-7},
         )
 
 
 class _Functions(NamedTuple):
-    predict: Any
     objective: Any
     linearize: Any
 
@@ -251,9 +250,7 @@ def _compiled(
         gradient = jax.jacfwd(residual)(z, *arguments)
         return residual(z, *arguments), gradient, huber(z, *arguments)
 
-    return _Functions(
-        jax.jit(predict), jax.jit(jax.value_and_grad(objective)), jax.jit(linearize)
-    )
+    return _Functions(jax.jit(jax.value_and_grad(objective)), jax.jit(linearize))
 
 
 def _summary(

@@ -11,8 +11,9 @@ import optax
 
 from optlab.laws import _curve, _fitted, _sums
 
-# Beyond this multiple of the fitted steps a prediction is a guess.
-FAR = 3
+# Beyond this multiple of the fitted steps a prediction is a guess. Curves end up to one
+# sample before their run does, hence the twentieth.
+FAR, SHORT = 3, 1.05
 
 
 class ExtrapolationWarning(UserWarning):
@@ -190,7 +191,7 @@ def compare(fitted: _fitted.Fitted, curve: _curve.Curve) -> Prediction:
 
 def _warn(fitted: _fitted.Fitted, rate: np.ndarray, facts: Mapping[str, Any]) -> None:
     found = []
-    if rate.size > FAR * fitted.steps:
+    if rate.size > SHORT * FAR * fitted.steps:
         found.append(
             f"{rate.size} steps are more than {FAR} times the {fitted.steps} of the"
             " fit; fit a longer run"

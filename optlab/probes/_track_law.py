@@ -87,8 +87,8 @@ def track_law(
     predicted = laws.predict(fitted, schedule, total_steps)
     rates = np.asarray(jax.vmap(schedule)(np.arange(total_steps, dtype=np.int32)))
     warmup = laws.warmup_of(rates)
-    params = {**fitted.params, "peak": fitted.peak}
-    form = fitted.law.form(params)
+    constants = {**fitted.params, "peak": fitted.peak}
+    form = fitted.law.form(constants)
 
     def init(params: optax.Params) -> TrackLawState:
         del params
@@ -101,10 +101,10 @@ def track_law(
     def update(
         updates: optax.Updates,
         state: Any,
-        given: optax.Params | None = None,
+        params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, TrackLawState]:
-        del given, extra_args
+        del params, extra_args
         rate = jnp.asarray(schedule(state.count), jnp.float32)
         ratio = rate / form.unit
         positive = jnp.where(ratio > 0, ratio, 1.0)
@@ -114,7 +114,7 @@ def track_law(
         s2 = state.s2 + delayed
         # Before the first progress the law says nothing: the loss is without bound.
         begun = jnp.where(s1 > 0, s1, 1.0)
-        loss = jnp.where(s1 > 0, form.loss(params, begun, s2), jnp.inf)
+        loss = jnp.where(s1 > 0, form.loss(constants, begun, s2), jnp.inf)
         numbers = (s1, delayed, s2, rate, loss)
         return updates, TrackLawState(
             jnp.asarray(optax.safe_increment(state.count)),

@@ -82,5 +82,5 @@ def test_a_law_without_sums_is_refused():
 def test_a_longer_run_than_the_law_knows_warns(fitted):
     with pytest.warns(laws.ExtrapolationWarning, match="more than 3 times"):
         probes.track_law(
-            schedules.constant(simulated.PEAK), fitted, total_steps=3 * STEPS + 1
+            schedules.constant(simulated.PEAK), fitted, total_steps=4 * STEPS
         )

@@ -110,13 +110,11 @@ class Comparison:
       name: Name of the curve.
       actual: Measured losses, shape (n,).
       prediction: The prediction at the same steps.
-      warmup_steps: Steps of the warm-up, which laws do not describe.
     """
 
     name: str
     actual: np.ndarray
     prediction: laws.Prediction
-    warmup_steps: int
 
     @property
     def step(self) -> np.ndarray:
@@ -137,13 +135,14 @@ def compare(fitted: laws.Fitted, curve: laws.Curve) -> Comparison:
       curve: The curve.
 
     Returns:
-      Both, without losses from before the first update with a rate above 0.
+      Both, from the end of the warm-up on, as a fit takes them.
     """
     found = laws.compare(fitted, curve)
-    kept = curve.step > np.argmax(curve.rate > 0)
+    started = int(np.argmax(curve.rate > 0)) + 1
+    kept = curve.step >= max(curve.warmup_steps, started)
     arrays = (x[kept] for x in (found.step, found.loss, found.low, found.high))
     prediction = laws.Prediction(*arrays)
-    return Comparison(curve.name, curve.loss[kept], prediction, curve.warmup_steps)
+    return Comparison(curve.name, curve.loss[kept], prediction)
 
 
 class Watch(NamedTuple):
@@ -164,7 +163,7 @@ def watch(run: Comparison) -> Watch:
     """Finds the step at which a run leaves the interval of its forecast.
 
     Means are taken of the ratio of loss and forecast, so that they do not lag behind a
-    falling loss. The warm-up, which laws do not describe, is left out.
+    falling loss.
 
     Args:
       run: The run and its forecast.
@@ -173,14 +172,11 @@ def watch(run: Comparison) -> Watch:
       The smoothed run, and the alarm.
     """
     found = run.prediction
-    late = run.step > run.warmup_steps
-    ratio = (run.actual / found.loss)[late]
-    if not ratio.size:
-        return Watch(run.step[late], ratio, None)
-    window = min(ratio.size, max(1, round(WINDOW * run.step.size)))
+    ratio = run.actual / found.loss
+    window = max(1, round(WINDOW * ratio.size))
     sums = np.cumsum(np.concatenate([[0.0], ratio]))
     step, predicted, low, high = (
-        values[late][window - 1 :]
+        values[window - 1 :]
         for values in (found.step, found.loss, found.low, found.high)
     )
     mean = (sums[window:] - sums[:-window]) / window * predicted

@@ -13,6 +13,9 @@ from optlab.lab.plots import _style
 # The part of a run whose losses do not set the range of the picture: the first fall.
 FIRST_FALL = 0.1
 
+# Losses beyond which they are drawn finely.
+MANY = 300
+
 ACTUAL, PREDICTED, ALARM = _style.COLOURS[0], _style.COLOURS[2], _style.COLOURS[1]
 
 Line = tuple[np.ndarray, np.ndarray]
@@ -35,13 +38,15 @@ def fit(
         for index, run in enumerate(runs):
             colour = _style.COLOURS[1 + index % (len(_style.COLOURS) - 1)]
             predicted = run.prediction.loss
-            losses.plot(run.step, run.actual, color=colour, alpha=0.35, linewidth=3)
+            # Losses of single batches would hide the law behind broad lines.
+            width = 3 if len(run.step) < MANY else 0.8
+            losses.plot(run.step, run.actual, color=colour, alpha=0.35, linewidth=width)
             losses.plot(run.step, predicted, color=colour, label=run.name)
             misses.plot(run.step, 100 * (predicted / run.actual - 1), color=colour)
         misses.axhline(0, color=_style.INK, linewidth=0.8)
         _settle(losses, [(run.step, run.actual) for run in runs])
         misses.set_xlim(losses.get_xlim())
-        _style.panel(losses, "Loss: broad as measured, thin as the law has it", "loss")
+        _style.panel(losses, "Loss: measured, pale; as the law has it, full", "loss")
         _style.panel(misses, "Predicted above measured", "percent of the loss")
         _style.legend(losses)
 

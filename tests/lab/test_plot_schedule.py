@@ -37,7 +37,7 @@ def test_a_schedule_is_built_from_its_text():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("cosin", "schedule 'cosin': unknown schedule 'cosin'; did you mean 'cosine'?"),
+        ("cosin", "schedule 'cosin': unknown schedule 'cosin'; did you mean 'cosine'"),
         ("", "unknown schedule ''"),
         ("cosine:k", "settings are key=value"),
         ("cosine:peak=1", "the peak is given apart"),
@@ -133,3 +133,13 @@ def test_a_picture_may_be_a_drawing(tmp_path):
 def test_what_cannot_be_drawn_is_said_in_one_line(line, code, said, capsys):
     found = fails(capsys, *line.split())
     assert found[0] == code and said in found[1]
+
+
+def test_families_get_a_panel_each(tmp_path, capsys):
+    heights = []
+    for texts in (["cosine", "linear"], ["cosine", "wsd", "cycles:cycle_steps=50/50"]):
+        path = tmp_path / "families.png"
+        argv = [*texts, "--steps", "100", "--families", "--out", str(path)]
+        assert cli.main(["plot-schedule", *argv]) == 0
+        heights.append(image.imread(path).shape[0])
+    assert heights[1] > 2 * heights[0]

@@ -1,6 +1,7 @@
 """`optlab plot-schedule`."""
 
 import types
+from typing import Any
 
 from absl import flags
 
@@ -15,6 +16,9 @@ optlab plot-schedule cosine wsd:decay_steps=4000,decay=cosine --steps 24000 \\
     --peak 3e-4 --warmup-steps 2000
     a longer run; `optlab catalog --name wsd` shows the settings
 
+optlab plot-schedule cosine linear wsd cycles --families
+    a panel for each family
+
 A schedule is SCHEDULE[:key=value,...]. A warm-up left out is 5 % of the
 steps, a decay 40 %.
 """
@@ -27,6 +31,12 @@ def define(values: flags.FlagValues) -> None:
       values: Set that receives them.
     """
     options.define_schedule(values, steps=1000, peak=1e-3)
+    flags.DEFINE_boolean(
+        "families",
+        False,
+        "Draw a panel for each family of schedules.",
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "out", "schedules.png", "Picture to write: PNG, SVG or PDF.", flag_values=values
     )
@@ -39,6 +49,7 @@ def run(given: types.SimpleNamespace, command: str) -> None:
       given: The value of each flag.
       command: The command line; a picture does not record it.
     """
+    from optlab import catalog
     from optlab.lab import plots, rates
 
     del command
@@ -47,5 +58,12 @@ def run(given: types.SimpleNamespace, command: str) -> None:
             given.schedule, given.peak, given.steps, given.warmup_steps
         )
     lines = {text: rates.line(s, given.steps) for text, s in schedules.items()}
-    plots.schedules(lines, given.out)
+    if given.families:
+        groups: dict[str, dict[str, Any]] = {}
+        for text, line in lines.items():
+            family = catalog.get(text.partition(":")[0], "schedules").family
+            groups.setdefault(family, {})[text] = line
+        plots.families(groups, given.out)
+    else:
+        plots.schedules(lines, given.out)
     print(f"Written: {given.out}")

@@ -36,13 +36,8 @@ def schedules(
     with _style.figure(path, (11.5, max(5.2, 0.4 + legend))) as figure:
         axes = figure.subplots()
         _style.title(figure, title)
-        colours = _style.colours(len(rates))
         for index, (label, line) in enumerate(rates.items()):
-            look: dict[str, Any] = {
-                "color": colours[index],
-                "linestyle": LINES[index // len(_style.COLOURS) % len(LINES)],
-                "linewidth": 1.9,
-            }
+            look = _look(index)
             if label == first:
                 look = {"color": _style.INK, "linewidth": 3.0, "zorder": 3}
             axes.plot(*line, label=labels[index], **look)
@@ -53,6 +48,41 @@ def schedules(
         _style.panel(axes, "Learning rate of each update", "learning rate")
         axes.set_xlabel("step: updates already applied")
         figure.legend(frameon=False, loc="outside right upper")
+
+
+def families(
+    rates: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
+    path: str | os.PathLike,
+    title: str = "Schedules",
+) -> None:
+    """Draws schedules in panels, one for each family.
+
+    Args:
+      rates: For each family the steps and rates of its schedules, by their label.
+      path: File to write: PNG, SVG or PDF.
+      title: What stands above.
+    """
+    with _style.figure(path, (11.5, 0.5 + 2.9 * len(rates))) as figure:
+        panels = figure.subplots(len(rates), 1, sharex=True, squeeze=False)[:, 0]
+        _style.title(figure, title)
+        for axes, (family, lines) in zip(panels, rates.items(), strict=True):
+            for index, (label, line) in enumerate(lines.items()):
+                axes.plot(*line, label=_wrapped(label), **_look(index))
+            axes.set_ylim(bottom=0)
+            axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+            _style.panel(axes, family, "learning rate")
+            axes.set_xlabel("")
+            axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.05))
+        panels[-1].set_xlabel("step: updates already applied")
+
+
+def _look(index: int) -> dict[str, Any]:
+    """The look of the line at some place among others."""
+    return {
+        "color": _style.colours(index + 1)[index],
+        "linestyle": LINES[index // len(_style.COLOURS) % len(LINES)],
+        "linewidth": 1.9,
+    }
 
 
 def _wrapped(label: str) -> str:

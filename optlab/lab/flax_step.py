@@ -14,6 +14,9 @@ from optlab.lab import placement
 
 Scalars = dict[str, Any]
 
+# What the state of `probes.track_law` foretells.
+PREDICTIONS = ("predicted_loss", "predicted_final_loss")
+
 
 def train_step(
     model: nnx.Module,
@@ -38,7 +41,9 @@ def train_step(
 
     Returns:
       `loss`, `gradient_norm`, `gradient_l1_norm` and `update_norm`, shape (), float32,
-      and `learning_rates`, the rate of this step by parameter group.
+      and `learning_rates`, the rate of this step by parameter group. If the optimizer
+      has a `probes.track_law`, `predicted_loss` and `predicted_final_loss` too: what
+      the law says of this `loss`, and of the last one.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -57,8 +62,9 @@ def train_step(
     nnx.update(model, rest)
     value_fn = _value_fn(run, rest, batch)
     extra = _extra_arguments(optimizer.tx, value, grads, value_fn, key)
+    foretold = _foretold(optimizer.opt_state)
     updates = optimizer.update(model, grads, **extra)
-    return _scalars(value, grads, updates, optimizer.opt_state)
+    return {**_scalars(value, grads, updates, optimizer.opt_state), **foretold}
 
 
 def optimizer_step(
@@ -162,6 +168,19 @@ def _scalars(value: jax.Array, grads: Any, updates: Any, opt_state: Any) -> Scal
     }
 
 
+def _foretold(opt_state: Any) -> Scalars:
+    """What a law says of the loss before an update, by the state before it."""
+
+    def is_law(node: Any) -> bool:
+        return set(PREDICTIONS) <= set(getattr(node, "_fields", ()))
+
+    for node in jax.tree.leaves(opt_state, is_leaf=is_law):
+        if is_law(node):
+            # A variable of nnx is a tree with one leaf, the array.
+            return {key: jax.tree.leaves(getattr(node, key))[0] for key in PREDICTIONS}
+    return {}
+
+
 class LinenTrainState(train_state.TrainState):
     """Flax's train state for linen, with extra arguments for the transformation.
 
@@ -210,5 +229,6 @@ def linen_train_step(
     (value, _), grads = _value_and_grad(run, state.params, (), batch)
     value_fn = _value_fn(run, (), batch)
     extra = _extra_arguments(state.tx, value, grads, value_fn, key)
+    foretold = _foretold(state.opt_state)
     state, updates = state._update(grads, extra)
-    return state, _scalars(value, grads, updates, state.opt_state)
+    return state, {**_scalars(value, grads, updates, state.opt_state), **foretold}

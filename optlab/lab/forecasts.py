@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import optax
 
-from optlab import lab, laws
+from optlab import lab, laws, probes
 from optlab.lab import files, terminal
 
 # Losses of single batches scatter; their mean over this part of a run is watched.
@@ -182,6 +183,38 @@ def watch(run: Comparison) -> Watch:
     mean = (sums[window:] - sums[:-window]) / window * predicted
     out = np.flatnonzero((mean < low) | (mean > high))
     return Watch(step, mean, int(step[out[0]]) if out.size else None)
+
+
+def verdict(watch: Watch) -> str:
+    """Says whether a run has left the interval of its forecast."""
+    if watch.alarm is None:
+        return "The run stays in the interval of the prediction."
+    return f"The run leaves the interval of the prediction at step {watch.alarm}."
+
+
+def tracked(
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    fitted: laws.Fitted,
+    steps: int,
+) -> optax.GradientTransformationExtraArgs:
+    """Adds to an optimizer a state that follows a law.
+
+    Args:
+      tx: The optimizer.
+      schedule: The schedule of its learning rate.
+      fitted: The law.
+      steps: Steps of the run.
+
+    Returns:
+      The optimizer with `probes.track_law` behind it; its updates are the same.
+
+    Raises:
+      LabError: If the law cannot be followed step by step.
+    """
+    with told():
+        link = probes.track_law(schedule, fitted, total_steps=steps)
+    return optax.chain(tx, link)
 
 
 def curve_text(predictions: Mapping[str, laws.Prediction]) -> str:

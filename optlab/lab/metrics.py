@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from optlab import lab
-from optlab.lab import files
+from optlab.lab import files, flax_step
 
 Row = dict[str, Any]
 
@@ -69,18 +69,18 @@ class Log:
 
         A kill can leave rows behind the checkpoint, and half a line at the end.
         """
-        on_disk = self._path is not None and self._path.exists()
+        path = self._path if self._path and self._path.exists() else None
         self.rows = [
             row
-            for row in (_read(self._path) if on_disk else self.rows)
+            for row in (_read(path) if path else self.rows)
             if row["step"] < step or (row["kind"] != "train" and row["step"] == step)
         ]
-        if not on_disk:
+        if path is None:
             return
         try:
-            files.write_text(self._path, "".join(map(_line, self.rows)))
+            files.write_text(path, "".join(map(_line, self.rows)))
         except OSError as error:
-            raise _cannot_write(self._path, error) from error
+            raise _cannot_write(path, error) from error
 
     def write(self, rows: Iterable[Row]) -> None:
         """Adds rows; a kill cannot undo it when this returns.
@@ -131,7 +131,7 @@ def train_rows(
     """Makes the rows of consecutive training steps.
 
     `learning_rate` is the rate of the first parameter group; if there are several, all
-    are in `learning_rates`.
+    are in `learning_rates`. What a tracked law foretells is there if there is one.
 
     Args:
       block: What `flax_step.train_step` returned, on the host.
@@ -151,6 +151,8 @@ def train_rows(
             "update_norm": float(scalars["update_norm"]),
             "tokens_per_second": tokens_per_second,
         }
+        foretold = flax_step.PREDICTIONS
+        row |= {key: float(scalars[key]) for key in foretold if key in scalars}
         rows.append({**row, "learning_rates": rates} if len(rates) > 1 else row)
     return rows
 

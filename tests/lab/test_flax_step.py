@@ -207,3 +207,27 @@ def test_half_precision_parameters_have_float32_norms():
     scalars = take_step(model, optimizer, toy.draw(0, 0))
     names = ("loss", "gradient_norm", "gradient_l1_norm", "update_norm")
     assert all(scalars[name].dtype == jnp.float32 for name in names)
+
+
+class Foretold(NamedTuple):
+    predicted_loss: jax.Array
+    predicted_final_loss: jax.Array
+
+
+def test_what_a_law_foretells_is_that_of_the_state_before_the_update():
+    def update(updates, state, params=None):
+        return updates, Foretold(state.predicted_loss + 1, state.predicted_final_loss)
+
+    law = optax.GradientTransformation(
+        lambda params: Foretold(jnp.zeros(()), jnp.full((), 9.0)), update
+    )
+    tx, batch = optax.chain(optax.sgd(0.1), law), toy.draw(0)
+    model, optimizer = nnx_pair(tx)
+    state, found = linen_state(tx), []
+    for _ in range(3):
+        scalars = take_step(model, optimizer, batch)
+        state, linen_scalars = take_linen_step(state, batch)
+        for numbers in (scalars, linen_scalars):
+            found.append([float(numbers[key]) for key in flax_step.PREDICTIONS])
+    assert found == [[0, 9], [0, 9], [1, 9], [1, 9], [2, 9], [2, 9]]
+    assert "predicted_loss" not in take_step(*nnx_pair(optax.sgd(0.1)), batch)

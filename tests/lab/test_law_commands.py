@@ -238,6 +238,39 @@ def test_a_run_of_the_lab_goes_from_its_log_to_its_forecast(capsys, tmp_path):
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
+def train_rows(run: pathlib.Path) -> list[dict]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == "train"]
+
+
+def test_a_run_that_follows_a_law_logs_its_predictions(folder, capsys, tmp_path):
+    law, out = folder / "law.json", tmp_path / "run"
+    chain = f"sgd:learning_rate={PEAK}+cosine:warmup_steps=2@20"
+    argv = ["train", "--workload", "digits", "--size", "tiny", "--chain", chain]
+    argv += ["--law", law, "--out", out]
+    text = said(capsys, *argv)
+    assert "interval of the prediction" in text
+    assert image.imread(out / "forecast.png").std() > 0.05
+    found = train_rows(out)
+    schedule = schedules.cosine(PEAK, total_steps=20, warmup_steps=2)
+    wanted = laws.predict(forecasts.read_law(law), schedule, 20).loss
+    # The first update has the rate 0: before the second there is no progress.
+    assert [row["predicted_loss"] for row in found[:2]] == [None, None]
+    assert [row["predicted_loss"] for row in found[2:]] == pytest.approx(
+        wanted[1:-1], rel=1e-4
+    )
+    ends = {row["predicted_final_loss"] for row in found}
+    assert ends.pop() == pytest.approx(wanted[-1], rel=1e-6) and not ends
+    # The predictions change no update, and another law is another run.
+    argv[argv.index(law)] = other = tmp_path / "other.json"
+    other.write_text(law.read_text() + "\n")
+    assert "another run" in fails(capsys, *argv)[1]
+    plain = ["train", *argv[1:7], "--out", tmp_path / "plain"]
+    said(capsys, *plain)
+    others = train_rows(tmp_path / "plain")
+    assert [row["loss"] for row in others] == [row["loss"] for row in found]
+
+
 SCHEDULE = "--schedule cosine --steps 600 --peak 0.01"
 
 # Command lines that are wrong or cannot work; LAW and RUN stand for files.
@@ -269,6 +302,9 @@ WRONG = {
     f"predict LAW {SCHEDULE} --out a.gif": (1, "a.gif: the name of a picture ends in"),
     f"predict LAW {SCHEDULE} --json /dev/null/a": (1, "cannot write /dev/null/a"),
     "predict LAW --csv /nowhere/a.csv": (1, "/nowhere/a.csv: No such file"),
+    "train --law /nowhere/law.json": (1, "No such file or directory; `optlab fit`"),
+    "train --law RUN": (1, "no law ("),
+    "train --law LAW --schedule autolrs": (2, "--law needs a schedule; autolrs has"),
     "design LAW": (2, "--steps and --peak are wanted"),
     "design LAW --steps 600": (2, "--steps and --peak are wanted"),
     "design LAW --steps 600 --peak 0": (2, "a number above 0 is wanted"),

@@ -90,8 +90,7 @@ def _run_of(given: types.SimpleNamespace, fitted: Any) -> dict[str, float]:
         run = forecasts.compare(fitted, curve)
     report.show(("curve", *forecasts.ERROR_COLUMNS), [forecasts.error_row(run)])
     watch = forecasts.watch(run)
-    if watch.alarm is not None:
-        print(f"The run leaves the interval of the prediction at step {watch.alarm}.")
+    print(forecasts.verdict(watch))
     if given.out:
         title = f"{run.name}: measured and predicted"
         draw = functools.partial(plots.forecast, run, watch, given.out, title)

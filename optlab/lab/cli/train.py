@@ -2,6 +2,7 @@
 
 import pathlib
 import types
+from typing import Any
 
 from absl import flags
 
@@ -32,6 +33,13 @@ def define(values: flags.FlagValues) -> None:
         " search the learning rate in stages.",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "law",
+        None,
+        "A law that `optlab fit` wrote: the log gets its predictions, and forecast.png"
+        " shows them beside the run.",
+        flag_values=values,
+    )
     counts = {
         "steps": (400, "Steps, if the chain does not say @STEPS."),
         "eval_every": (20, "Steps between evaluations on the validation data."),
@@ -56,10 +64,19 @@ def run(given: types.SimpleNamespace, command: str) -> None:
       given: The value of each flag.
       command: The command line; a run does not record it.
     """
-    from optlab.lab import autolrs, chains, report, runs, train, workloads
+    from optlab.lab import (
+        autolrs,
+        chains,
+        forecasts,
+        rate_file,
+        report,
+        runs,
+        train,
+        workloads,
+    )
 
     del command
-    text, controller = given.chain, None
+    text, controller, law = given.chain, None, None
     with options.checked():
         runs.check_workload(given.workload)
         if given.schedule:
@@ -68,9 +85,16 @@ def run(given: types.SimpleNamespace, command: str) -> None:
             searched = autolrs.plan(text, given.steps, given.workload)
             (tx, controller), steps = searched.build(), searched.chain.length
             label = str(searched)
+            if given.law:
+                raise options.UsageError("--law needs a schedule; autolrs has none")
         else:
             chain = chains.parse(text).explicit(given.steps, given.workload)
-            (tx, _), steps, label = chain.build(), chain.length, str(chain)
+            (tx, schedule), steps, label = chain.build(), chain.length, str(chain)
+            if given.law:
+                law = forecasts.read_law(pathlib.Path(given.law))
+                tx = forecasts.tracked(tx, schedule, law, steps)
+                # With another law it is another run.
+                label += f", law {rate_file.digest_of(given.law)}"
     runs.make_folder(pathlib.Path(given.out))
     result = train.train(
         workloads.get(given.workload, size=given.size),
@@ -89,4 +113,16 @@ def run(given: types.SimpleNamespace, command: str) -> None:
     if controller is not None:
         print(f"{steps} steps trained, {controller.search_steps} of search beside them")
     print(f"validation loss {result.final_loss:.4f} at step {steps}{speed}")
+    if law is not None:
+        _draw_forecast(given, law)
     print(f"Written: {given.out}")
+
+
+def _draw_forecast(given: types.SimpleNamespace, law: Any) -> None:
+    from optlab.lab import curves, forecasts, plots
+
+    run = forecasts.compare(law, curves.read(given.out))
+    watch = forecasts.watch(run)
+    picture = pathlib.Path(given.out) / "forecast.png"
+    plots.forecast(run, watch, picture, f"{given.out}: measured and predicted")
+    print(forecasts.verdict(watch))

@@ -55,6 +55,14 @@ TASKS = {
     "plays-then-python": Task(250, TUNED, (0.0014, 0.0028, *MIDDLE), (100,)),
 }
 PLAIN = ("linear", "rex", "uba", "cosine")
+# What each is compared with.
+AGAINST = {
+    "rex": ("linear",),
+    "uba": ("cosine",),
+    "linear": ("cosine",),
+    "refined": ("linear",),
+    "infinite": ("repeated-cosine",),
+}
 
 
 def build(name: str, peak: float, steps: int) -> optax.Schedule:
@@ -254,6 +262,18 @@ def report() -> str:
                 f"| {cell['schedule']} | {cell['peak']:g} | {parts} |"
                 f" {_spread(cell['losses'])} |"
             )
+    lines += [
+        "",
+        "| difference of the losses, seed by seed | steps | mean ± deviation |",
+        "| --- | ---: | --- |",
+    ]
+    for (task, steps, name), cell in table.items():
+        for other in AGAINST.get(name, ()):
+            pairs = zip(
+                cell["losses"], table[task, steps, other]["losses"], strict=True
+            )
+            spread = _spread([ours - theirs for ours, theirs in pairs])
+            lines.append(f"| {task}: {name} - {other} | {steps} | {spread} |")
     return "\n".join(lines)
 
 

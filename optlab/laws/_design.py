@@ -1,4 +1,4 @@
-"""A schedule made for a law: gradient descent on where and how the rate falls."""
+"""A schedule made for a law: gradient descent on where the rate falls."""
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,8 @@ from scipy import optimize
 from optlab import schedules
 from optlab.laws import _fitted, _predict
 
-# Starts of the descent: the part of the run that decays, and the power of the decay.
-STARTS = ((0.2, 1.0), (0.5, 1.5), (0.9, 1.0))
-
-# Least part of the run that decays. A law fitted at whole runs cannot be trusted with
-# a fall within a few steps.
-LEAST_DECAY = 0.05
+# Starts of the descent: the part of the run over which the rate falls.
+STARTS = (0.2, 0.5, 1.0)
 
 
 def design(
@@ -24,13 +20,16 @@ def design(
     total_steps: int,
     warmup_steps: int = 0,
     end_value: float = 0.0,
+    least_decay: float = 0.2,
     knots: int = 17,
 ) -> optax.Schedule:
     """Designs the schedule that ends lowest under a law, for a budget.
 
-    First the best of the decays that hold the peak and then fall as a power of what is
-    left; then gradient descent on the falls between `knots` steps, none of them
-    negative, so that the rate never rises. Exact gradients go through the law's sums.
+    Gradient descent on the falls of the rate between `knots` steps, denser towards the
+    end, with exact gradients through the law's sums. No fall is negative, so the rate
+    never rises, and none is steeper than a straight decay over `least_decay` of the
+    run. Without that bound the descent finds a cliff at the very end: the last thing
+    that a law fitted on slow decays knows about, and worth less to it than its error.
 
     Args:
       fitted: The fitted law.
@@ -38,6 +37,7 @@ def design(
       total_steps: The budget, in updates, the warm-up included.
       warmup_steps: Updates of a linear warm-up from 0.
       end_value: Rate that must be reached at the end.
+      least_decay: Part of the run after the warm-up that a decay takes at least.
       knots: Steps between which the rate is a straight line, at least 2.
 
     Returns:
@@ -61,7 +61,8 @@ def design(
 
     Source:
       Written for this library, after the optimized schedules of Luo et al., 2025,
-      arXiv:2503.12811. Differs: a few knots in place of one fall for each step.
+      arXiv:2503.12811. Differs: a few knots in place of one fall for each step, and a
+      bound on how steep they are.
     """
     who = "laws.design"
     if not 0 <= warmup_steps < total_steps or total_steps - warmup_steps < knots:
@@ -75,9 +76,16 @@ def design(
         raise ValueError(
             f"{who}: end_value={end_value} must be 0 or more and below peak={peak}"
         )
+    if not 0 < least_decay <= 1:
+        raise ValueError(
+            f"{who}: least_decay must lie above 0 and at most at 1, got {least_decay}"
+        )
+    left = np.append(np.linspace(1, 0, knots) ** 1.5, least_decay)
+    span = total_steps - warmup_steps
+    at = np.unique(np.round(total_steps - left * span).astype(int))
+    problem = _Design(fitted, peak, total_steps, warmup_steps, end_value, at)
     with jax.enable_x64(True):
-        problem = _Design(fitted, peak, total_steps, warmup_steps, end_value, knots)
-        values = problem.solve()
+        values = problem.solve(least_decay)
     steps, rates = problem.at.tolist(), values.tolist()
     if warmup_steps:
         steps, rates = [0, *steps], [0.0, *rates]
@@ -87,62 +95,65 @@ def design(
 
 
 class _Design:
-    """The rate at knots that are denser towards the end, where the decay is."""
+    """Falls between knots, as parts of the way from the peak to the end."""
 
-    def __init__(self, fitted, peak, total, warmup, end, knots):
-        self.total, self.peak, self.end = total, peak, end
-        left = np.linspace(1, 0, knots) ** 1.5
-        self.at = np.unique(np.round(total - left * (total - warmup)).astype(int))
+    def __init__(
+        self,
+        fitted: _fitted.Fitted,
+        peak: float,
+        total: int,
+        warmup: int,
+        end: float,
+        at: np.ndarray,
+    ) -> None:
+        self.peak, self.end, self.at = peak, end, at
         self.left = (total - self.at) / (total - warmup)
-        self.rising = np.linspace(0, peak, warmup, endpoint=False)
-        count = jnp.arange(warmup, total)
-        names = fitted.law.names
-        params = {name: fitted.params[name] for name in names} | {"peak": fitted.peak}
+        rising = np.linspace(0, peak, warmup, endpoint=False)
+        count = np.arange(warmup, total)
+        params = {**fitted.params, "peak": fitted.peak}
 
-        def loss(values):
-            rate = jnp.concatenate(
-                [jnp.asarray(self.rising), jnp.interp(count, self.at, values)]
-            )
+        def loss(falls: jax.Array) -> jax.Array:
+            decaying = jnp.interp(count, self.at, self.values(falls))
+            rate = jnp.concatenate([jnp.asarray(rising), decaying])
             return fitted.law.losses(params, rate, warmup, jnp.array([total]))[0]
 
-        self.by_falls = jax.jit(jax.value_and_grad(lambda x: loss(self.from_falls(x))))
-        self.by_shape = jax.jit(jax.value_and_grad(lambda x: loss(self.from_shape(x))))
+        self.loss = jax.jit(jax.value_and_grad(loss))
 
-    def from_falls(self, falls):
-        """Falls are parts of what is between the peak and the end, summing to 1."""
-        part = falls / jnp.sum(falls)
-        down = jnp.concatenate([jnp.zeros(1), jnp.cumsum(part)])
+    def values(self, falls: jax.Array) -> jax.Array:
+        """The rates at the knots."""
+        down = jnp.concatenate([jnp.zeros(1), jnp.cumsum(falls)])
         return self.peak + (self.end - self.peak) * down
 
-    def from_shape(self, shape):
-        """Holds the peak, then falls as a power of the decay's part still to come."""
-        decay, power = shape
-        u = jnp.clip(self.left / decay, 0.0, 1.0)
-        # The logarithm of 0 must not reach the gradient.
-        factor = jnp.where(u > 0, jnp.where(u > 0, u, 1.0) ** power, 0.0)
-        return self.end + (self.peak - self.end) * factor
+    def solve(self, least_decay: float) -> np.ndarray:
+        """Descends from straight decays and returns the best rates at the knots."""
+        steepest = -np.diff(self.left) / least_decay
 
-    def solve(self) -> np.ndarray:
-        bounds = [(LEAST_DECAY, 1.0), (0.25, 4.0)]
-        found = [_descend(self.by_shape, start, bounds) for start in STARTS]
-        shape = min(found, key=lambda result: result.fun)
-        start = -np.diff(np.asarray(self.from_shape(jnp.asarray(shape.x))))
-        # A knot without a fall would have no gradient to leave it by.
-        start = np.maximum(start, 1e-4 * start.sum())
-        falls = _descend(self.by_falls, start / start.sum(), [(0, 1)] * len(start))
-        values = self.from_falls(jnp.asarray(falls.x))
-        if falls.fun > shape.fun:
-            values = self.from_shape(jnp.asarray(shape.x))
-        values = np.array(values)
+        def run(falls: np.ndarray) -> tuple[float, np.ndarray]:
+            value, gradient = self.loss(falls)
+            return float(value), np.asarray(gradient)
+
+        whole = {
+            "type": "eq",
+            "fun": lambda falls: np.sum(falls) - 1,
+            "jac": lambda falls: np.ones_like(falls),
+        }
+        found = []
+        for decay in STARTS:
+            start = -np.diff(np.minimum(self.left / max(decay, least_decay), 1.0))
+            found.append(
+                optimize.minimize(
+                    run,
+                    start,
+                    jac=True,
+                    method="SLSQP",
+                    bounds=[(0.0, steep) for steep in steepest],
+                    constraints=[whole],
+                    options={"maxiter": 300, "ftol": 1e-10},
+                )
+            )
+        best = min(found, key=lambda result: result.fun)
+        values = np.array(self.values(jnp.asarray(best.x)))
+        # Rounding must neither lift a rate above the one before nor miss the ends.
+        values = np.minimum.accumulate(np.clip(values, self.end, self.peak))
         values[0], values[-1] = self.peak, self.end
         return values
-
-
-def _descend(function, start, bounds) -> optimize.OptimizeResult:
-    def run(x):
-        value, gradient = function(x)
-        return float(value), np.asarray(gradient)
-
-    return optimize.minimize(
-        run, np.array(start), jac=True, method="L-BFGS-B", bounds=bounds
-    )

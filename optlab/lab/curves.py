@@ -261,18 +261,20 @@ def _read_tables(
             f"{loss.file}: every '{loss.name}' is below every rate; of two files, the"
             " one with the losses comes first"
         )
-    first = int(loss.steps[0])
+    _check_reach(loss, rate)
+    first = int(rate.steps[0])
     return laws.Curve.from_samples(
         loss.steps.astype(int),
-        _rates_at(loss, rate),
+        rate.values,
         loss.values,
+        rate_step=rate.steps.astype(int),
         warmup_steps=None if warmup_steps is None else min(warmup_steps, first),
         name=loss_file.stem,
     )
 
 
-def _rates_at(loss: _Series, rate: _Series) -> np.ndarray:
-    """The rates where the losses were measured, if that was elsewhere."""
+def _check_reach(loss: _Series, rate: _Series) -> None:
+    """Refuses losses from where no rate is known."""
     beyond = np.diff(rate.steps).max()
     for index, end in ((0, rate.steps[0] - beyond), (-1, rate.steps[-1] + beyond)):
         step = loss.steps[index]
@@ -282,7 +284,6 @@ def _rates_at(loss: _Series, rate: _Series) -> np.ndarray:
                 f"step {step:.0f} has a loss, but the learning rates reach from step"
                 f" {rate.steps[0]:.0f} to {rate.steps[-1]:.0f}; export both in full",
             )
-    return np.interp(loss.steps, rate.steps, rate.values)
 
 
 def _read_log(source: pathlib.Path, losses: str) -> laws.Curve:

@@ -67,6 +67,7 @@ class Curve:
         rate: Any,
         loss: Any,
         *,
+        rate_step: Any = None,
         warmup_steps: int | None = None,
         name: str = "curve",
     ) -> "Curve":
@@ -80,8 +81,10 @@ class Curve:
           step: Updates applied at each sample, shape (n,), increasing.
           rate: Rate in force there, that of the next update, shape (n,).
           loss: Loss measured there, shape (n,).
-          warmup_steps: Steps of the warm-up, at most the first sample's; after it the
-            rate is the first sample's. By default the warm-up ends at the first sample.
+          rate_step: Updates applied at each rate, shape (m,), increasing, if the m
+            rates were sampled elsewhere than the losses.
+          warmup_steps: Steps of the warm-up, at most the first rate's; after it the
+            rate is the first one. By default the warm-up ends at the first rate.
           name: What to call the curve.
 
         Returns:
@@ -100,28 +103,29 @@ class Curve:
           [0.0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0]
         """
         step, rate = _whole(name, np.asarray(step)), np.asarray(rate, np.float64)
-        if step.ndim != 1 or step.shape != rate.shape or not step.size:
+        at = step if rate_step is None else _whole(name, np.asarray(rate_step))
+        if at.ndim != 1 or at.shape != rate.shape or not at.size or not step.size:
             raise ValueError(
-                f"laws.Curve '{name}': step has shape {step.shape} and rate"
-                f" {rate.shape}; one axis of the same length is wanted"
+                f"laws.Curve '{name}': step has shape {at.shape} and rate {rate.shape};"
+                " one axis of the same length is wanted"
             )
-        _check_steps(name, step)
-        first = int(step[0])
+        _check_steps(name, at)
+        first = int(at[0])
         warmup = first if warmup_steps is None else warmup_steps
         if not 0 <= warmup <= first:
             raise ValueError(
                 f"laws.Curve '{name}': warmup_steps={warmup}, but the first sample"
                 f" stands at step {first}; a longer warm-up is in the samples"
             )
-        ends, rates = _jumps(step, rate)
-        known = np.concatenate([step, *ends])
+        ends, rates = _jumps(at, rate)
+        known = np.concatenate([at, *ends])
         values = np.concatenate([rate, *rates])
         if warmup < first:
             known, values = np.append(known, warmup), np.append(values, rate[0])
         if warmup > 0:
             known, values = np.append(known, 0), np.append(values, 0.0)
         order = np.argsort(known, kind="stable")
-        every = np.interp(np.arange(step[-1]), known[order], values[order])
+        every = np.interp(np.arange(step.max()), known[order], values[order])
         return cls(step, np.asarray(loss, np.float64), every, name)
 
     @property
@@ -137,9 +141,10 @@ class Curve:
 
 def _jumps(step: np.ndarray, rate: np.ndarray) -> tuple[list[Any], list[Any]]:
     """Steps and rates of the two ends of each jump."""
-    change = np.abs(np.diff(rate, prepend=rate[0], append=rate[-1]))
-    inner = change[1:-1]
-    sides = np.maximum(change[:-2], change[2:])
+    inner = np.abs(np.diff(rate))
+    # Nothing is known of the stretches before the first and behind the last sample.
+    around = np.pad(inner, 1, constant_values=np.inf)
+    sides = np.maximum(around[:-2], around[2:])
     steps, rates = [], []
     for at in np.flatnonzero((inner > 0) & (sides <= JUMP * inner)):
         middle = (step[at] + step[at + 1] + 1) // 2

@@ -50,6 +50,18 @@ def test_whole_numbers_in_floats_are_steps():
     assert curve.step.dtype == np.int64
 
 
+def test_rates_may_be_sampled_elsewhere_than_losses():
+    curve = laws.Curve.from_samples(
+        [10, 20, 30, 40, 50],
+        [0.0, 4.0, 4.0, 0.0],
+        np.full(5, 3.0),
+        rate_step=[0, 4, 20, 60],
+    )
+    np.testing.assert_allclose(curve.rate[:6], [0, 1, 2, 3, 4, 4])
+    np.testing.assert_allclose(curve.rate[20:23], [4, 3.9, 3.8])
+    assert (curve.warmup_steps, len(curve.rate)) == (4, 50)
+
+
 GOOD = {"step": [1, 2, 3, 4, 5], "loss": [5.0, 4, 3, 2, 1], "rate": [1.0] * 5}
 
 

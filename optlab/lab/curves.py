@@ -43,7 +43,11 @@ MOST_STEPS = 10_000_000
 
 
 def read(
-    source: str | os.PathLike, *, losses: str = "train", warmup_steps: int | None = None
+    source: str | os.PathLike,
+    *,
+    losses: str = "train",
+    window: int = 1,
+    warmup_steps: int | None = None,
 ) -> laws.Curve:
     """Reads the loss curve of a run.
 
@@ -53,6 +57,8 @@ def read(
         of a tool that exports one number at a time, such as TensorBoard; the folder of
         a run of the lab, or its `metrics.jsonl`.
       losses: "train" or "eval".
+      window: Number of consecutive losses to average, for losses of single batches,
+        which scatter; 1 leaves them as they are.
       warmup_steps: Length of the linear warm-up of a file that begins after it; by
         default it lasts to the first sample. The lab's logs have every rate.
 
@@ -67,13 +73,46 @@ def read(
     loss_file, rate_file = _files(source)
     try:
         if loss_file.is_dir() or loss_file.suffix == ".jsonl":
-            return _read_log(loss_file, losses)
-        return _read_tables(loss_file, rate_file, losses, warmup_steps)
+            curve = _read_log(loss_file, losses)
+        else:
+            curve = _read_tables(loss_file, rate_file, losses, warmup_steps)
+        return averaged(curve, window)
     except OSError as error:
         where = error.filename or loss_file
         raise lab.LabError(f"{where}: {error.strerror}; a curve was wanted") from error
     except ValueError as error:
         raise lab.LabError(f"{source}: {error}") from error
+
+
+def averaged(curve: laws.Curve, window: int) -> laws.Curve:
+    """Averages consecutive losses; a rest that fills no window is left out in front.
+
+    >>> rate = np.full(12, 0.1)
+    >>> curve = laws.Curve(np.arange(1, 12), np.arange(1.0, 12.0), rate)
+    >>> averaged(curve, 2).step.tolist(), averaged(curve, 2).loss.tolist()
+    ([2, 4, 6, 8, 10], [2.5, 4.5, 6.5, 8.5, 10.5])
+
+    Args:
+      curve: The curve.
+      window: Number of losses to average.
+
+    Returns:
+      The curve; each mean stands at the mean of the steps, rounded down.
+
+    Raises:
+      ValueError: If too few means are left, or the window is below 1.
+    """
+    if window < 1:
+        raise ValueError(f"a window has at least 1 loss, got {window}")
+    rest = curve.step.size % window
+    step = curve.step[rest:].reshape(-1, window).mean(axis=1).astype(int)
+    if len(step) < LEAST_SAMPLES:
+        raise ValueError(
+            f"{curve.step.size} losses in windows of {window} leave {len(step)} means;"
+            f" a curve needs at least {LEAST_SAMPLES}"
+        )
+    loss = curve.loss[rest:].reshape(-1, window).mean(axis=1)
+    return laws.Curve(step, loss, curve.rate, curve.name)
 
 
 def _files(source: str | os.PathLike) -> tuple[pathlib.Path, pathlib.Path | None]:

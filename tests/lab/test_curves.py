@@ -96,6 +96,35 @@ def test_rows_without_a_loss_or_a_rate_do_not_count(write):
     check(curves.read(write("\n".join(lines))))
 
 
+def test_every_rate_of_a_file_counts_also_between_losses(write):
+    """A file may have the rate of every step and a loss now and then."""
+    rates = [0.5 if step < 33 else 0.1 for step in range(61)]
+    losses = [3 - step / 60 if step % 10 == 0 else "" for step in range(61)]
+    text = table(("step", range(61)), ("lr", rates), ("loss", losses))
+    curve = curves.read(write(text))
+    assert curve.step.tolist() == list(range(0, 61, 10))
+    assert curve.rate.tolist() == rates[:60]
+
+
+def test_losses_are_averaged_in_windows(write):
+    path = write(PLAIN)
+    same = curves.read(path, window=1)
+    check(same)
+    steps = range(1, 24)
+    text = table(
+        ("step", steps), ("lr", [0.1] * 23), ("loss", [n % 2 + 1 for n in steps])
+    )
+    path = write(text)
+    curve = curves.read(path, window=4, warmup_steps=0)
+    assert curve.step.tolist() == [5, 9, 13, 17, 21]
+    assert curve.loss.tolist() == [1.5] * 5
+    assert curve.rate.tolist() == [0.1] * 23
+    with pytest.raises(lab.LabError, match="23 losses in windows of 5 leave 4 means"):
+        curves.read(path, window=5)
+    with pytest.raises(lab.LabError, match="at least 1 loss, got 0"):
+        curves.read(path, window=0)
+
+
 def test_rates_logged_elsewhere_are_put_on_a_line(write):
     losses = write(table(("step", STEPS), ("loss", LOSSES)), "loss.csv")
     rates = write(table(("step", [5, 35, 65]), ("lr", [0.6, 0.3, 0.0])), "lr.csv")
@@ -170,6 +199,7 @@ def edited(line: int, text: str) -> str:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        (table(("step", STEPS), ("lr", [0] * 6), ("loss", LOSSES)), "every rate is 0"),
         ("", "line 1: no names of columns, as in step,lr,loss"),
         ("\n\n", "line 1: no names of columns"),
         ("step,lr,loss\n", "'loss' has 0 samples; a curve needs at least 5"),

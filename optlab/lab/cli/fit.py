@@ -12,8 +12,8 @@ POSITIONAL = ("CURVE...",)
 EXAMPLES = """\
 optlab fit constant.csv cosine.csv --out law.json
     a law of two runs, one of which lets its learning rate fall
-optlab fit runs/constant runs/cosine --plot law.png
-    the same of runs of `optlab train`, with a picture
+optlab fit runs/constant runs/cosine --window 10 --plot law.png
+    the same of runs of `optlab train`, ten batches at a time, with a picture
 optlab fit a.csv loss.csv,rate.csv --law annealing --warmup-steps 2000
     another law; two files of a run whose tool exports one number at a time
 
@@ -62,10 +62,12 @@ def run(given: types.SimpleNamespace, command: str) -> None:
         if given.law not in laws.LAWS:
             raise options.UsageError(settings.unknown("law", given.law, laws.LAWS))
         law = laws.LAWS[given.law]()
-    found = [
-        curves.read(source, losses=given.losses, warmup_steps=given.warmup_steps)
-        for source in given.curve
-    ]
+    how = {
+        "losses": given.losses,
+        "window": given.window,
+        "warmup_steps": given.warmup_steps,
+    }
+    found = [curves.read(source, **how) for source in given.curve]
     with forecasts.told():
         fitted = laws.fit(found, law)
         runs = [forecasts.compare(fitted, curve) for curve in found]

@@ -255,16 +255,23 @@ def define_warmup(values: flags.FlagValues) -> None:
 
 
 def define_losses(values: flags.FlagValues) -> None:
-    """Defines the flag that tells which losses of a curve are meant.
+    """Defines the flags that tell which losses of a curve are meant.
 
     Args:
-      values: Set that receives it.
+      values: Set that receives them.
     """
     flags.DEFINE_enum(
         "losses",
         "train",
         ["train", "eval"],
         "Training losses, or those of the evaluations.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "window",
+        1,
+        "Number of consecutive losses to average: those of single batches scatter.",
+        lower_bound=1,
         flag_values=values,
     )
 

@@ -85,7 +85,12 @@ def _run_of(given: types.SimpleNamespace, fitted: Any) -> dict[str, float]:
     """Holds a measured curve against the law; returns the errors."""
     from optlab.lab import curves, forecasts, plots, report
 
-    curve = curves.read(given.csv, losses=given.losses, warmup_steps=given.warmup_steps)
+    curve = curves.read(
+        given.csv,
+        losses=given.losses,
+        window=given.window,
+        warmup_steps=given.warmup_steps,
+    )
     with forecasts.told():
         run = forecasts.compare(fitted, curve)
     report.show(("curve", *forecasts.ERROR_COLUMNS), [forecasts.error_row(run)])

@@ -23,9 +23,10 @@ NAME = "autolrs"
 # The range to search: from the optimizer's rate over this to the rate times this.
 FACTOR = 30.0
 
-# Length of the first stage, and at most this part of a run; the longest stage is this
-# many times as long.
-FIRST, PART, LONGEST = 1000, 4, 8
+# Length of the first stage, and how many times as long the longest one is. A run too
+# short for two such stages has stages of half its steps and uses the validation loss: training
+# losses of its short trials forecast little.
+FIRST, LONGEST = 1000, 8
 
 TRIALS = 10
 
@@ -107,12 +108,13 @@ def asks_for_it(text: str) -> bool:
 def plan(text: str, steps: int, workload: str) -> Searched:
     """Reads a chain with this schedule and writes down what its text left out.
 
-    The warm-up is 5 % of the steps, as for other schedules, the first stage a quarter
-    of them, at most 1000, and the longest eight times that.
+    The warm-up is 5 % of the steps, as for other schedules, the first stage 1000
+    and the longest 8000. A run of less than 2000 steps is one stage after its warm-up
+    (two without), with trials of a twentieth of the run, judged by the validation loss.
 
     >>> planned = plan("sgd:learning_rate=0.01+autolrs:min_rate=0.001", 400, "digits")
     >>> planned.settings["max_rate"], planned.settings["stage_steps"]
-    (0.3, 100)
+    (0.3, 200)
 
     Args:
       text: The text.
@@ -138,14 +140,14 @@ def plan(text: str, steps: int, workload: str) -> Searched:
     chain = chains.parse(f"{optimizer}+{constant}{at}").explicit(steps, workload)
     rate: Any = chain.optimizer.settings["learning_rate"]
     trials: Any = given.get("trials", TRIALS)
-    first: Any = given.get("stage_steps", min(FIRST, chain.length // PART))
+    first: Any = given.get("stage_steps", min(FIRST, chain.length // 2))
     if "stage_steps" not in given and trials > 0:
         first = int(first // trials * trials)
     own: dict[str, Value] = {
         "min_rate": float(f"{rate / FACTOR:.3g}"),
         "max_rate": float(f"{rate * FACTOR:.3g}"),
         "stage_steps": first,
-        "max_stage_steps": LONGEST * first,
+        "max_stage_steps": LONGEST * first if chain.length >= 2 * FIRST else first,
         "trials": trials,
         "warmup_steps": chain.schedule.settings["warmup_steps"],
     }

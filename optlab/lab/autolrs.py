@@ -24,8 +24,8 @@ NAME = "autolrs"
 FACTOR = 30.0
 
 # Length of the first stage, and how many times as long the longest one is. A run too
-# short for two such stages has stages of half its steps and uses the validation loss: training
-# losses of its short trials forecast little.
+# short for two such stages has stages of half its steps and uses the validation loss:
+# training losses of its short trials forecast little.
 FIRST, LONGEST = 1000, 8
 
 TRIALS = 10

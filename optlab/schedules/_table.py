@@ -67,6 +67,8 @@ def table(
         i = jnp.clip(jnp.searchsorted(at, count, side="right"), 1, len(knots) - 1)
         span = at[i] - at[i - 1]
         left = _phases.fraction(at[i] - count, span)
-        return _phases.between(rates[i - 1], rates[i], left)
+        # Differences first: between equal rates nothing is rounded.
+        inside = rates[i] + (rates[i - 1] - rates[i]) * left
+        return jnp.where(left == 1, rates[i - 1], inside)
 
     return schedule

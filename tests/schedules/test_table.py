@@ -98,3 +98,10 @@ def test_is_of_the_default_float_width():
 def test_a_table_that_does_not_fit_is_refused(values, steps, error, said):
     with pytest.raises(error, match=said):
         schedules.table(values, steps=steps)
+
+
+def test_between_equal_rates_nothing_is_rounded():
+    rate = schedules.table([0.3, 0.3, 0.1], steps=[0, 37, 90])
+    rates = np.asarray(rate(np.arange(100)))
+    assert (rates[:38] == np.float32(0.3)).all()
+    assert (np.diff(rates) <= 0).all()

@@ -35,15 +35,6 @@ SHARED_FILES = {
     "kernels": ("_polar_coefficients",),
     "schedules": ("shapes", "_phases", "_checks"),
     "laws": (
-        "_sums",
-        "_curve",
-        "_law",
-        "_fitted",
-        "_annealing_law",
-        "_multi_power_law",
-        "_predict",
-    ),
-    "laws": (
         *("_sums", "_curve", "_law", "_fitted", "_annealing_law", "_multi_power_law"),
         "_predict",
     ),

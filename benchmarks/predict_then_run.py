@@ -161,7 +161,7 @@ def write_curve(path: pathlib.Path, schedule: Any, result: dict[str, Any]) -> No
 
 
 def fit(seed: int) -> laws.Fitted:
-    """Fits the default law on the two short runs of a seed, warm-ups left out."""
+    """Fits the default law on the two short runs of a seed."""
     return laws.fit([read_curve(Run(name, STEPS, seed)) for name in FIT])
 
 

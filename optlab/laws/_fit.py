@@ -116,8 +116,7 @@ def _side_by_side(curves: tuple[_curve.Curve, ...]) -> _Data:
 
 def _after_warmup(curve: _curve.Curve) -> np.ndarray:
     """The losses that a law is about: none knows the first fall, in the warm-up."""
-    started = int(np.argmax(curve.rate > 0)) + 1
-    return curve.step >= max(curve.warmup_steps, started)
+    return curve.step > max(curve.warmup_steps, int(np.argmax(curve.rate > 0)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ import parallel
 import scipy.stats
 
 from optlab import laws, optimizers, schedules
-from optlab.lab import runs, workloads
+from optlab.lab import curves, runs, workloads
 from optlab.schedules import shapes
 
 HERE = pathlib.Path(__file__).parent
@@ -166,17 +166,8 @@ def fit(seed: int) -> laws.Fitted:
 
 
 def read_curve(run: Run) -> laws.Curve:
-    """Reads the curve of a run that is finished, from the end of the warm-up on."""
-    with (CURVES / f"{run.curve}.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    steps = np.array([int(row["step"]) for row in rows])
-    rates = np.array([float(row["lr"]) for row in rows])
-    measured = np.array([bool(row["loss"]) for row in rows]) & (steps > WARMUP)
-    losses = [
-        float(row["loss"]) for row, kept in zip(rows, measured, strict=True) if kept
-    ]
-    every = np.interp(np.arange(run.steps), steps, rates)
-    return laws.Curve(steps[measured], np.array(losses), every, run.curve)
+    """Reads the curve of a run that is finished."""
+    return curves.read(CURVES / f"{run.curve}.csv")
 
 
 def run_all(pool: parallel.Pool, seeds: int) -> None:
@@ -198,8 +189,7 @@ def predict(seed: int) -> list[dict[str, Any]]:
     for steps in (STEPS, 2 * STEPS):
         for name in (*OTHERS, DESIGNED):
             curve = read_curve(Run(name, steps, seed))
-            foreseen = laws.predict(fitted, curve.rate, steps)
-            found = laws.errors(foreseen.loss[curve.step - 1], curve.loss)
+            foreseen = laws.compare(fitted, curve)
             rows.append(
                 {
                     "schedule": name,
@@ -209,7 +199,6 @@ def predict(seed: int) -> list[dict[str, Any]]:
                     "low": float(foreseen.low[-1]),
                     "high": float(foreseen.high[-1]),
                     "measured": float(curve.loss[-1]),
-                    **{key: float(value) for key, value in found.items()},
                 }
             )
     return rows

@@ -1,4 +1,4 @@
-"""Small chain links that optimizers of every family share: rate and precision."""
+"""What optimizers of every family share: links for rate and precision, a product."""
 
 from typing import Any, NamedTuple
 
@@ -139,6 +139,36 @@ def _by_group(labels: Any, rates: dict[str, Any], tree: Any) -> Any:
 
     labels = labels(tree) if callable(labels) else labels
     return jax.tree_util.tree_map_with_path(fill, labels, tree)
+
+
+def inner_product(a: Any, b: Any, *, normalize: bool = False) -> jax.Array:
+    """Multiplies two trees entry by entry and sums everything up.
+
+    Args:
+      a: Tree of arrays.
+      b: Tree of the same structure and shapes.
+      normalize: Whether to divide by both norms, which gives the cosine of the angle
+        between the trees; 0 where a norm is zero or not a number.
+
+    Returns:
+      The product, shape (), float32 or wider, over all devices of a mesh.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optlab import links
+      >>> a, b = {"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([0.0, 2.0])}
+      >>> print(links.inner_product(a, b), links.inner_product(a, b, normalize=True))
+      8.0 0.8
+
+    Source:
+      Not `optax.tree.vdot`, which flattens leaves: an Explicit mesh refuses that.
+    """
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
+    product = jnp.asarray(optax.tree.sum(products), float)
+    if not normalize:
+        return product
+    norms = optax.tree.norm(a) * optax.tree.norm(b)
+    return jnp.where(norms > 0, product / jnp.where(norms > 0, norms, 1), 0)
 
 
 def widen(tree: Any) -> Any:

@@ -257,3 +257,16 @@ def test_in_float32_hands_parameters_and_extra_arguments_on():
     plain = links.in_float32(optax.scale(2.0))
     updates, _ = plain.update(one, plain.init(one), one, value=1.0)
     np.testing.assert_array_equal(updates, 2)
+
+
+def test_inner_product_is_that_of_the_trees_laid_end_to_end():
+    a = {"w": jnp.array([[3.0, 4.0]]), "b": jnp.array([-1.0])}
+    b = {"w": jnp.array([[0.5, 2.0]]), "b": jnp.array([2.0])}
+    assert links.inner_product(a, b) == 1.5 + 8 - 2
+    cosine = links.inner_product(a, b, normalize=True)
+    np.testing.assert_allclose(cosine, 7.5 / np.sqrt(26 * 8.25), rtol=1e-6)
+    zero = jax.tree.map(jnp.zeros_like, b)
+    assert links.inner_product(a, zero, normalize=True) == 0
+    bad = {**a, "b": jnp.array([jnp.nan])}
+    assert jnp.isnan(links.inner_product(bad, b))
+    assert links.inner_product(bad, b, normalize=True) == 0

@@ -5,6 +5,8 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+from optlab import lab
+
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -38,3 +40,19 @@ def write_text(path: pathlib.Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    """Writes a file as a whole or not at all.
+
+    Args:
+      path: The file.
+      text: What it shall hold.
+
+    Raises:
+      LabError: If it cannot be written.
+    """
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise lab.LabError(f"cannot write {path}: {error.strerror}") from error

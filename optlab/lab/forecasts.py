@@ -37,7 +37,9 @@ def write_law(path: pathlib.Path, fitted: laws.Fitted) -> None:
     Raises:
       LabError: If the file cannot be written.
     """
-    write(path, json.dumps(laws.to_json(fitted), indent=1, allow_nan=False) + "\n")
+    files.write(
+        path, json.dumps(laws.to_json(fitted), indent=1, allow_nan=False) + "\n"
+    )
 
 
 def read_law(path: pathlib.Path) -> laws.Fitted:
@@ -60,22 +62,6 @@ def read_law(path: pathlib.Path) -> laws.Fitted:
     except (TypeError, ValueError) as error:
         problem = f"no law ({error}); `optlab fit` writes one"
         raise lab.LabError(f"{path}: {problem}") from error
-
-
-def write(path: pathlib.Path, text: str) -> None:
-    """Writes a file as a whole or not at all.
-
-    Args:
-      path: The file.
-      text: What it shall hold.
-
-    Raises:
-      LabError: If it cannot be written.
-    """
-    try:
-        files.write_text(path, text)
-    except OSError as error:
-        raise lab.LabError(f"cannot write {path}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
@@ -136,7 +122,7 @@ def compare(fitted: laws.Fitted, curve: laws.Curve) -> Comparison:
       curve: The curve.
 
     Returns:
-      Both, from the end of the warm-up on, as a fit takes them.
+      Both, from the last step of the warm-up on; a fit begins behind it.
     """
     found = laws.compare(fitted, curve)
     started = int(np.argmax(curve.rate > 0)) + 1

@@ -105,10 +105,7 @@ def write(path: pathlib.Path, rates: np.ndarray) -> None:
         content = "".join(["step,rate\n", *rows])
     else:
         content = json.dumps({"step": list(range(len(numbers))), "rate": numbers})
-    try:
-        files.write_text(path, content)
-    except OSError as error:
-        raise lab.LabError(f"cannot write {path}: {error.strerror}") from error
+    files.write(path, content)
 
 
 def _at(schedule: optax.Schedule, counts: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """FedHyper: learning rates of federated rounds that follow a hypergradient."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -92,7 +93,7 @@ def scale_by_fedhyper(
     ) -> tuple[optax.Updates, ScaleByFedhyperState]:
         del params, extra_args
         g, m, h = links.widen(updates), state.direction, state.correction
-        slope = _product(m, g, normalize)
+        slope = links.inner_product(m, g, normalize=normalize)
         h = jnp.where(jnp.isfinite(slope), jnp.clip(h + slope, low, high), h)
         h = h.astype(state.correction.dtype)
         if momentum is not None:
@@ -233,21 +234,12 @@ def fedhyper_client_factor(
     change, last_change, server_change = map(
         links.widen, (change, last_change, server_change)
     )
+    product = functools.partial(links.inner_product, normalize=normalize)
     gamma = (
         1
-        + 0.1 * _product(change, server_change, normalize) / clients
-        + _product(change, last_change, normalize)
+        + 0.1 * product(change, server_change) / clients
+        + product(change, last_change)
     )
     old = jnp.asarray(factor, float)
     new = jnp.clip(old * jnp.minimum(1.1, gamma), *bounds)
     return jnp.where(jnp.isfinite(gamma), new, old)
-
-
-def _product(a: Any, b: Any, normalize: bool) -> jax.Array:
-    # Not `optax.tree.vdot`: it flattens leaves, which an Explicit mesh refuses.
-    products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
-    product = jnp.asarray(optax.tree.sum(products), float)
-    if not normalize:
-        return product
-    norms = optax.tree.norm(a) * optax.tree.norm(b)
-    return jnp.where(norms > 0, product / jnp.where(norms > 0, norms, 1), 0)

@@ -84,8 +84,8 @@ def track_law(
             f"probes.track_law: the {fitted.law.name} law cannot be followed step by"
             " step; fit laws.progress_law or laws.annealing_law"
         )
-    predicted = laws.predict(fitted, schedule, total_steps)
     rates = np.asarray(jax.vmap(schedule)(np.arange(total_steps, dtype=np.int32)))
+    predicted = laws.predict(fitted, rates, total_steps)
     warmup = laws.warmup_of(rates)
     constants = {**fitted.params, "peak": fitted.peak}
     form = fitted.law.form(constants)

@@ -113,10 +113,9 @@ def hypergradient(
         **extra_args: Any,
     ) -> tuple[optax.Updates, HypergradientState]:
         gradient, old = links.widen(updates), state.learning_rate
-        slope = _product(gradient, state.direction)
-        if rule != "additive":
-            norms = optax.tree.norm(gradient) * optax.tree.norm(state.direction)
-            slope = jnp.where(norms > 0, slope / jnp.where(norms > 0, norms, 1), 0)
+        slope = links.inner_product(
+            gradient, state.direction, normalize=rule != "additive"
+        )
         unit = old if rule == "multiplicative" else 1.0
         moved = jnp.clip(old + hyper_learning_rate * unit * slope, *bounds)
         rate = jnp.where(jnp.isfinite(slope), moved, old).astype(old.dtype)
@@ -130,12 +129,6 @@ def hypergradient(
         return updates, HypergradientState(count, rate, direction, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _product(a: Any, b: Any) -> jax.Array:
-    # Not `optax.tree.vdot`: it flattens leaves, which an Explicit mesh refuses.
-    products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
-    return jnp.asarray(optax.tree.sum(products), float)
 
 
 def _check(learning_rate: Any, beta: Any, rule: str, bounds: Any) -> None:

@@ -64,7 +64,7 @@ def run(given: types.SimpleNamespace, command: str) -> None:
       given: The value of each flag.
       command: The command line; nothing records it.
     """
-    from optlab.lab import forecasts, plots
+    from optlab.lab import files, forecasts, plots
 
     del command
     if given.out and not given.out.endswith(".csv"):
@@ -75,7 +75,7 @@ def run(given: types.SimpleNamespace, command: str) -> None:
     numbers = _run_of(given, fitted) if given.csv else _schedules(given, fitted)
     if given.json:
         text = json.dumps(numbers, indent=1, allow_nan=False) + "\n"
-        forecasts.write(pathlib.Path(given.json), text)
+        files.write(pathlib.Path(given.json), text)
     written = [path for path in (given.json, given.out) if path]
     if written:
         print(f"Written: {' and '.join(written)}")
@@ -130,9 +130,9 @@ def _schedules(given: types.SimpleNamespace, fitted: Any) -> list[dict[str, Any]
 
 
 def _write(out: str, predictions: Any, draw: Callable[[], None]) -> None:
-    from optlab.lab import forecasts
+    from optlab.lab import files, forecasts
 
     if out.endswith(".csv"):
-        forecasts.write(pathlib.Path(out), forecasts.curve_text(predictions))
+        files.write(pathlib.Path(out), forecasts.curve_text(predictions))
     else:
         draw()

@@ -13,6 +13,7 @@ _RUNG_2 = ("probes", "solvers", "optimizers", "wrappers", "controllers")
 _LIBRARY = (*_RUNG_0, "laws", "sharding", "estimators", *_RUNG_2)
 LADDER: dict[str, tuple[str, ...]] = {
     **{room: () for room in _RUNG_0},
+    "links": ("trees",),
     "laws": ("schedules",),
     "sharding": ("trees",),
     "estimators": ("trees", "kernels"),
@@ -30,10 +31,14 @@ LADDER: dict[str, tuple[str, ...]] = {
 
 # Files of one room that the others in it may import.
 SHARED_FILES = {
-    "catalog": ("_row", "_optimizers", "_schedules", "_wrappers"),
+    "catalog": (
+        *("_row", "_optimizers", "_spectral", "_kronecker", "_curvature"),
+        *("_low_memory", "_schedules", "_wrappers"),
+    ),
     "controllers": ("_forecast", "_next_rate", "_stages"),
     "kernels": ("_polar_coefficients",),
     "schedules": ("shapes", "_phases", "_checks"),
+    "trees": ("_paths", "_matrices", "_views"),
     "laws": (
         *("_sums", "_curve", "_law", "_fitted", "_annealing_law", "_multi_power_law"),
         "_predict",

@@ -2,10 +2,26 @@
 
 import difflib
 
-from optlab.catalog import _optimizers, _schedules, _wrappers
+from optlab.catalog import (
+    _curvature,
+    _kronecker,
+    _low_memory,
+    _optimizers,
+    _schedules,
+    _spectral,
+    _wrappers,
+)
 from optlab.catalog._row import Row
 
-ROWS = (*_optimizers.ROWS, *_wrappers.ROWS, *_schedules.ROWS)
+ROWS = (
+    *_optimizers.ROWS,
+    *_spectral.ROWS,
+    *_kronecker.ROWS,
+    *_curvature.ROWS,
+    *_low_memory.ROWS,
+    *_wrappers.ROWS,
+    *_schedules.ROWS,
+)
 
 
 def rows(room: str | None = None) -> tuple[Row, ...]:

@@ -1,15 +1,7 @@
-"""Rows of the optimizers."""
+"""Rows of the first-order optimizers."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from optlab import kernels, optimizers, sharding
+from optlab import optimizers
 from optlab.catalog._row import Paper, Row
-
-
-def _muon_on_mesh(mesh: Any, axes: Any) -> Mapping[str, Any]:
-    return {"orthogonalize": sharding.over_axis(kernels.newton_schulz, mesh, axes)}
-
 
 ROWS = (
     Row(
@@ -82,30 +74,5 @@ ROWS = (
         ),
         defaults={"learning_rate": 0.1, "normalize": True},
         static=("bounds", "momentum", "normalize"),
-    ),
-    Row(
-        "muon",
-        optimizers.muon,
-        "optimizers",
-        "spectral",
-        Paper(
-            "Jordan et al.",
-            "Muon: an optimizer for hidden layers in neural networks",
-            2024,
-            "https://kellerjordan.github.io/posts/muon/",
-        ),
-        applies_to="matrix",
-        defaults={"learning_rate": 0.02, "rest": optimizers.adamw(3e-4)},
-        static=(
-            "accumulator_dtype",
-            "mask",
-            "momentum",
-            "nesterov",
-            "orthogonalize",
-            "rest",
-            "scale",
-            "views",
-        ),
-        on_mesh=_muon_on_mesh,
     ),
 )

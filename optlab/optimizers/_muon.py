@@ -119,7 +119,7 @@ def scale_by_muon(
     factor = scale if callable(scale) else SCALES[scale]
 
     def init(params: optax.Params) -> ScaleByMuonState:
-        _matrix_views(views, params)
+        trees.leaf_views("scale_by_muon", params, views)
         zeros = optax.tree.zeros_like(links.widen(params), dtype=accumulator_dtype)
         return ScaleByMuonState(jnp.zeros((), jnp.int32), zeros)
 
@@ -134,80 +134,24 @@ def scale_by_muon(
         wide = links.widen(updates)
         sums = jax.tree.map(accumulate, state.momentum, wide)
         stored = jax.tree.map(lambda s, m: s.astype(m.dtype), sums, state.momentum)
-        leaves, treedef = jax.tree.flatten(jax.tree.map(direction, sums, wide))
-        polar = _orthogonalized(
-            leaves, _matrix_views(views, updates), orthogonalize, factor
+        stacks, restore = trees.matrix_stacks(
+            "scale_by_muon",
+            jax.tree.map(direction, sums, wide),
+            views,
+            resharding=getattr(orthogonalize, "reshards", False),
         )
-        out = jax.tree.map(
-            lambda o, u: o.astype(u.dtype), treedef.unflatten(polar), updates
+        polar = restore(
+            [
+                orthogonalize(x) * factor((x.shape[1], x.shape[2])) if x.size else x
+                for x in stacks
+            ]
         )
+        out = jax.tree.map(lambda o, u: o.astype(u.dtype), polar, updates)
         return out, ScaleByMuonState(
             jnp.asarray(optax.safe_increment(state.count)), stored
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _matrix_views(views: Any, tree: Any) -> list[tuple[str, trees.MatrixView]]:
-    """Returns path and view of each leaf, or raises if one is no matrix."""
-    views = views(tree) if callable(views) else views
-    paths = {
-        trees.path_string(path): view
-        for path, view in jax.tree_util.tree_leaves_with_path(views)
-    }
-    found = []
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        path = trees.path_string(key_path)
-        view = paths.get(path)
-        if view is None:
-            raise ValueError(
-                f"scale_by_muon: leaf {path!r} has shape {jnp.shape(leaf)} and is no"
-                " matrix under the given views. Give muon a transformation for such"
-                " leaves, muon(rate, rest=optlab.optimizers.adamw(3e-4)), or name its"
-                " axes with trees.matrix_views(params, rules=[...])."
-            )
-        found.append((path, view))
-    return found
-
-
-def _orthogonalized(
-    leaves: list[jax.Array],
-    views: list[tuple[str, trees.MatrixView]],
-    orthogonalize: Kernel,
-    factor: Callable[[tuple[int, int]], float],
-) -> list[jax.Array]:
-    """Runs the kernel once for each matrix shape among the leaves."""
-    pieces, owners = [], []
-    for index, (x, (path, view)) in enumerate(zip(leaves, views, strict=True)):
-        for matrices in trees.to_matrices(x, view):
-            _refuse_sharded(path, matrices, orthogonalize)
-            pieces.append(matrices)
-            owners.append(index)
-    stacks, unstack = trees.stack_by_shape(pieces)
-    scaled = [
-        orthogonalize(stack) * factor((stack.shape[-2], stack.shape[-1]))
-        if stack.size
-        else stack
-        for stack in stacks
-    ]
-    polar: list[list[jax.Array]] = [[] for _ in leaves]
-    for owner, piece in zip(owners, unstack(scaled), strict=True):
-        polar[owner].append(piece)
-    return [
-        trees.from_matrices(parts, view, x.shape, jax.typeof(x).sharding)
-        for parts, (_, view), x in zip(polar, views, leaves, strict=True)
-    ]
-
-
-def _refuse_sharded(path: str, matrices: jax.Array, orthogonalize: Kernel) -> None:
-    """A product of a matrix sharded on Explicit axes with itself is ambiguous."""
-    spec = jax.typeof(matrices).sharding.spec
-    if any(spec[-2:]) and not getattr(orthogonalize, "reshards", False):
-        raise ValueError(
-            f"scale_by_muon: leaf {path!r} is sharded as {spec} inside its matrices, on"
-            " a mesh with Explicit axes. Wrap the kernel:"
-            " orthogonalize=sharding.over_axis(kernels.newton_schulz, mesh, axes)."
-        )
 
 
 def muon(
@@ -300,27 +244,4 @@ def muon(
         rate = links.scale_by_learning_rate(learning_rate)
         return links.in_float32(optax.chain(core, decay, rate))
 
-    alone = matrices(views)  # built even beside a rest: it checks the arguments now
-    if rest is None:
-        return alone
-
-    def routed(tree: Any) -> optax.GradientTransformationExtraArgs:
-        # The views come from the whole tree: inside the partition leaves of the rest
-        # are hidden, and how a leaf is read may depend on its neighbours.
-        found = views(tree) if callable(views) else views
-        return optax.partition(
-            {"matrix": matrices(found), "rest": rest}, trees.labels(found)
-        )
-
-    def init(params: optax.Params) -> Any:
-        return routed(params).init(params)
-
-    def update(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, Any]:
-        return routed(updates).update(updates, state, params, **extra_args)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return links.matrices_and_rest(matrices, rest, views)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from optlab import testing
-from tests.conformance import faults, references
+from tests.conformance import faults
+from tests.conformance.references import first_order
 
 MESHES = ("explicit_mesh", "auto_mesh")
 RESUMES = ("resume_orbax", "resume_msgpack")
@@ -59,7 +60,7 @@ def small_params():
 def reference(params, grads):
     numbers = {"learning_rate": faults.RATE, "weight_decay": 0.0}
     betas = {"b1": faults.B1, "b2": faults.B2, "eps": faults.EPS}
-    return references.adamw({**numbers, **betas})(params, grads)
+    return first_order.adamw({**numbers, **betas})(params, grads)
 
 
 def test_the_sound_chain_is_green():

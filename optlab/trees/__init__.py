@@ -1,0 +1,12 @@
+"""Tree -> tree: paths, labels, matrix views of parameters, stacks of equal shapes."""
+
+from optlab.trees._matrices import MatrixView as MatrixView
+from optlab.trees._matrices import from_matrices as from_matrices
+from optlab.trees._matrices import to_matrices as to_matrices
+from optlab.trees._paths import path_string as path_string
+from optlab.trees._routing import labels as labels
+from optlab.trees._routing import routing_table as routing_table
+from optlab.trees._stacks import leaf_views as leaf_views
+from optlab.trees._stacks import matrix_stacks as matrix_stacks
+from optlab.trees._stacks import stack_by_shape as stack_by_shape
+from optlab.trees._views import matrix_views as matrix_views

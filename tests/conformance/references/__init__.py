@@ -1,0 +1,29 @@
+"""Float64 NumPy transcriptions of the rows: parameters after each gradient.
+
+Each takes the arguments of its row and returns the `reference` of `testing.check`.
+"""
+
+import inspect
+
+from tests.conformance.references import (
+    curvature,
+    first_order,
+    kronecker,
+    low_memory,
+    spectral,
+)
+
+REFERENCES = {
+    **first_order.REFERENCES,
+    **spectral.REFERENCES,
+    **kronecker.REFERENCES,
+    **curvature.REFERENCES,
+    **low_memory.REFERENCES,
+}
+
+
+def of_row(row):
+    """Returns the reference of a catalogue row, with the row's own arguments."""
+    signature = inspect.signature(row.build).parameters
+    defaults = {name: parameter.default for name, parameter in signature.items()}
+    return REFERENCES[row.name]({**defaults, **row.defaults})

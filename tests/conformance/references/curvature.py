@@ -1,0 +1,3 @@
+"""Methods that measure curvature, in float64 NumPy."""
+
+REFERENCES = {}

@@ -1,0 +1,3 @@
+"""Kronecker-factored methods, in float64 NumPy."""
+
+REFERENCES = {}

@@ -1,0 +1,3 @@
+"""Methods of little memory, in float64 NumPy."""
+
+REFERENCES = {}

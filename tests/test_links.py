@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from optlab import links
+from optlab import links, trees
 
 LAST = 2**31 - 1
 
@@ -270,3 +270,32 @@ def test_inner_product_is_that_of_the_trees_laid_end_to_end():
     bad = {**a, "b": jnp.array([jnp.nan])}
     assert jnp.isnan(links.inner_product(bad, b))
     assert links.inner_product(bad, b, normalize=True) == 0
+
+
+def test_matrices_and_rest_go_to_their_own_transformations():
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    seen = []
+
+    def matrices(views):
+        seen.append(views)
+        return optax.scale(2.0)
+
+    tx = links.matrices_and_rest(matrices, optax.scale(3.0), trees.matrix_views)
+    updates, _ = tx.update(params, tx.init(params))
+    assert (float(updates["kernel"][0, 0]), float(updates["bias"][0])) == (2.0, 3.0)
+    # What the matrices are given has the views of the whole tree.
+    assert seen[-1] == trees.matrix_views(params)
+
+
+def test_without_a_rest_the_first_transformation_gets_everything():
+    tx = links.matrices_and_rest(lambda _: optax.scale(2.0), None, trees.matrix_views)
+    updates, _ = tx.update({"bias": jnp.ones(2)}, tx.init({"bias": jnp.ones(2)}))
+    assert float(updates["bias"][0]) == 2.0
+
+
+def test_arguments_of_the_matrices_are_checked_before_any_tree_is_seen():
+    def refuse(views):
+        raise ValueError("bad scale")
+
+    with pytest.raises(ValueError, match="bad scale"):
+        links.matrices_and_rest(refuse, optax.scale(1.0), trees.matrix_views)

@@ -385,39 +385,6 @@ def test_empty_arrays_make_the_round_trip():
         assert trees.from_matrices([stack], view, shape).shape == shape
 
 
-def test_stacks_are_joined_by_shape_and_cut_back_in_order():
-    shapes = [(1, 2, 3), (2, 3, 2), (4, 2, 3), (1, 2, 3), (0, 2, 3)]
-    arrays = [jnp.full(shape, float(i)) for i, shape in enumerate(shapes)]
-    arrays.append(jnp.ones((1, 2, 3), jnp.bfloat16))
-    stacks, unstack = trees.stack_by_shape(arrays)
-    assert [s.shape for s in stacks] == [(6, 2, 3), (2, 3, 2), (1, 2, 3)]
-    np.testing.assert_array_equal(stacks[0][:, 0, 0], [0, 2, 2, 2, 2, 3])
-    back = unstack([s + 1 for s in stacks])
-    assert [b.dtype for b in back] == [a.dtype for a in arrays]
-    for got, want in zip(back, arrays, strict=True):
-        np.testing.assert_array_equal(got, want + 1)
-
-
-def test_nothing_at_all_is_stacked_to_nothing():
-    stacks, unstack = trees.stack_by_shape([])
-    assert (stacks, unstack([])) == ([], [])
-
-
-def test_the_number_of_kernel_calls_grows_with_shapes_not_with_layers():
-    stacks, _ = trees.stack_by_shape([jnp.ones((1, 2, 3))] * 50)
-    assert [s.shape for s in stacks] == [(50, 2, 3)]
-
-
-def test_a_stack_sharded_over_its_first_axis_is_not_joined():
-    mesh = jax.make_mesh((8,), ("layers",))
-    place = NamedSharding(mesh, PartitionSpec("layers"))
-    sharded = [jax.device_put(np.ones((8, 2, 3)), place) for _ in range(2)]
-    plain = [jnp.ones((1, 2, 3))] * 2
-    stacks, unstack = trees.stack_by_shape([*sharded, *plain])
-    assert [s.shape for s in stacks] == [(8, 2, 3), (8, 2, 3), (2, 2, 3)]
-    assert [p.shape[0] for p in unstack(stacks)] == [8, 8, 1, 1]
-
-
 @pytest.mark.parametrize(
     ("shape", "view", "axis", "spec"),
     [

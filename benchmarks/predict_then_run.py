@@ -1,7 +1,7 @@
 """Fits a law on two short runs, predicts eleven other schedules, then runs them.
 
     python benchmarks/predict_then_run.py --out runs/predict --seeds 2 --jobs 2
-    python benchmarks/predict_then_run.py --report
+    python benchmarks/predict_then_run.py --report --fit-steps 250
 
 The first command trains what is not in the folder yet, writes the curves that it found
 to `benchmarks/curves`, and ends with the report; the second reads those curves alone.
@@ -33,7 +33,7 @@ CURVES = HERE / "curves"
 # AdamW as the default race has it, rate and averages tuned with linear decay.
 WORKLOAD = "shakespeare"
 PEAK, B1, B2 = 0.011, 0.7, 0.99
-STEPS, WARMUP = 250, 40
+WARMUP = 40
 
 FIT = ("constant", "cosine")
 OTHERS = (
@@ -83,12 +83,14 @@ class Run:
       name: Name of the schedule.
       steps: Its length.
       seed: Seed of the model and of the data.
+      fit_steps: Length of the short runs of its experiment.
       law: The fitted law as JSON, for a designed schedule.
     """
 
     name: str
     steps: int
     seed: int
+    fit_steps: int
     law: str = ""
 
     @property
@@ -114,7 +116,7 @@ class Run:
             fitted = laws.from_json(json.loads(self.law))
             return laws.design(fitted, peak=PEAK, warmup_steps=WARMUP, **total)
         if self.name.endswith("refined"):
-            source = Run("cosine", STEPS, self.seed)
+            source = Run("cosine", self.fit_steps, self.seed, self.fit_steps)
             rows = parallel.log(runs_folder / source.folder, "train")
             norms = [row["gradient_l1_norm"] for row in rows]
             if self.name == "refined":
@@ -160,9 +162,10 @@ def write_curve(path: pathlib.Path, schedule: Any, result: dict[str, Any]) -> No
             writer.writerow((step, f"{rate:.7g}", loss))
 
 
-def fit(seed: int) -> laws.Fitted:
+def fit(seed: int, fit_steps: int) -> laws.Fitted:
     """Fits the default law on the two short runs of a seed."""
-    return laws.fit([read_curve(Run(name, STEPS, seed)) for name in FIT])
+    short = [Run(name, fit_steps, seed, fit_steps) for name in FIT]
+    return laws.fit([read_curve(run) for run in short])
 
 
 def read_curve(run: Run) -> laws.Curve:
@@ -170,25 +173,25 @@ def read_curve(run: Run) -> laws.Curve:
     return curves.read(CURVES / f"{run.curve}.csv")
 
 
-def run_all(pool: parallel.Pool, seeds: int) -> None:
+def run_all(pool: parallel.Pool, seeds: int, fit_steps: int) -> None:
     """Trains what is missing."""
     for seed in range(seeds):
         # The others are refined from the short runs, or designed by their law.
-        pool.finish(Run(name, STEPS, seed) for name in FIT)
-        law = json.dumps(laws.to_json(fit(seed)))
+        pool.finish(Run(name, fit_steps, seed, fit_steps) for name in FIT)
+        law = json.dumps(laws.to_json(fit(seed, fit_steps)))
         pool.finish(
-            Run(name, steps, seed, law if name == DESIGNED else "")
-            for name in (DESIGNED, *OTHERS)
-            for steps in (2 * STEPS, STEPS)
+            Run(name, steps, seed, fit_steps, law if name == DESIGNED else "")
+            for name in (*OTHERS, DESIGNED)
+            for steps in (2 * fit_steps, fit_steps)
         )
 
 
-def predict(seed: int) -> list[dict[str, Any]]:
+def predict(seed: int, fit_steps: int) -> list[dict[str, Any]]:
     """Returns predicted and measured final loss of every run of a seed but the fits."""
-    fitted, rows = fit(seed), []
-    for steps in (STEPS, 2 * STEPS):
+    fitted, rows = fit(seed, fit_steps), []
+    for steps in (fit_steps, 2 * fit_steps):
         for name in (*OTHERS, DESIGNED):
-            curve = read_curve(Run(name, steps, seed))
+            curve = read_curve(Run(name, steps, seed, fit_steps))
             foreseen = laws.compare(fitted, curve)
             rows.append(
                 {
@@ -225,19 +228,19 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def report() -> str:
+def report(fit_steps: int) -> str:
     """Returns the tables of all seeds whose curves are there."""
     seeds = sorted(
         int(path.stem.rpartition("-")[2])
-        for path in CURVES.glob(f"{DESIGNED}-{2 * STEPS}-seed-*.csv")
+        for path in CURVES.glob(f"{DESIGNED}-{2 * fit_steps}-seed-*.csv")
     )
-    rows = [row for seed in seeds for row in predict(seed)]
+    rows = [row for seed in seeds for row in predict(seed, fit_steps)]
     lines = [
         "| schedule | steps |"
         + "".join(f" predicted, {s} | measured, {s} | error, {s} |" for s in seeds),
         "| --- | ---: |" + " ---: | ---: | ---: |" * len(seeds),
     ]
-    for steps in (STEPS, 2 * STEPS):
+    for steps in (fit_steps, 2 * fit_steps):
         for name in (*OTHERS, DESIGNED):
             cells = [r for r in rows if (r["schedule"], r["steps"]) == (name, steps)]
             text = "".join(
@@ -252,7 +255,7 @@ def report() -> str:
         " best by hand |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
-    for steps in (STEPS, 2 * STEPS):
+    for steps in (fit_steps, 2 * fit_steps):
         for seed in seeds:
             same = [r for r in rows if (r["steps"], r["seed"]) == (steps, seed)]
             s = summarise(same)
@@ -268,6 +271,7 @@ def main() -> None:
     """Runs what is missing, then reports."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=pathlib.Path, help="folder of the runs")
+    parser.add_argument("--fit-steps", type=int, default=250, help="of the short runs")
     parser.add_argument("--seeds", type=int, default=2, help="whole experiments")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--report", action="store_true", help="train nothing")
@@ -275,8 +279,8 @@ def main() -> None:
     if not flags.report:
         if flags.out is None:
             parser.error("--out is needed: the folder of the runs")
-        run_all(parallel.Pool(flags.out, flags.jobs), flags.seeds)
-    print(report())
+        run_all(parallel.Pool(flags.out, flags.jobs), flags.seeds, flags.fit_steps)
+    print(report(flags.fit_steps))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,14 @@
 A kernel maps (..., m, n) to (..., m, n). It sees no mesh, tree, name, step or rate.
 """
 
+from optlab.kernels._blocks import merge_blocks as merge_blocks
+from optlab.kernels._blocks import split_blocks as split_blocks
+from optlab.kernels._eigenbasis import eigenbasis as eigenbasis
+from optlab.kernels._eigenbasis import refresh_eigenbasis as refresh_eigenbasis
+from optlab.kernels._kronecker import axis_products as axis_products
+from optlab.kernels._kronecker import kronecker_apply as kronecker_apply
+from optlab.kernels._matrix_roots import inverse_root as inverse_root
+from optlab.kernels._matrix_roots import newton_inverse_root as newton_inverse_root
 from optlab.kernels._newton_schulz import newton_schulz as newton_schulz
 from optlab.kernels._newton_schulz import polar_table as polar_table
 from optlab.kernels._polar_coefficients import PolarTable as PolarTable

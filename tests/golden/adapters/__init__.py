@@ -11,6 +11,7 @@ from tests.golden.adapters import (
     newton_schulz,
     open_ended,
     pytorch_optimizer_schedules,
+    scale,
     timm_schedules,
     torch_schedules,
     transformers_schedules,
@@ -25,4 +26,5 @@ ADAPTERS = {
     **torch_schedules.ADAPTERS,
     **transformers_schedules.ADAPTERS,
     **open_ended.ADAPTERS,
+    **scale.ADAPTERS,
 }

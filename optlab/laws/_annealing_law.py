@@ -3,6 +3,7 @@
 import functools
 
 import jax.numpy as jnp
+import numpy as np
 
 from optlab.laws import _law, _sums
 
@@ -11,6 +12,9 @@ from optlab.laws import _law, _sums
 # project's own workload, with other initial values than those that try the law.
 POWER = (0.3, 0.2)
 RESPONSE = (0.025, 0.5)
+
+# Of the quadrature that makes n / (n + tau) a mean of exponential responses.
+NODES, SHARES = np.polynomial.laguerre.laggauss(6)
 
 
 def power_law() -> _law.Law:
@@ -87,13 +91,16 @@ def progress_law() -> _law.Law:
 
         L = L0 + A S^-alpha - B D
         S = sum of (rate / peak)^power
-        D = sum over the falls of the rate of fall (1 - exp(-n / tau)),
+        D = sum over the falls of the rate of fall n / (n + tau),
             n the updates since the fall
 
     A run at a third of the rate makes more than a third of the progress: `power` is
     below 1. In the annealing law it is 1, and the gain from annealing has to make up
-    for it, which holds for the curves that were fitted and not for the next one. The
-    last term is the same: B D = C S2, B = C / (1 - decay), decay = exp(-1 / tau).
+    for it, which holds for the curves that were fitted and not for the next one. A fall
+    pays half of its gain in tau updates and the rest slowly; in the annealing law the
+    rest comes as fast, which makes a cliff at the end of a run look better than it is.
+    To be followed update by update, n / (n + tau), the mean of 1 - exp(-x n / tau) over
+    exponentially distributed x, is taken over six Gauss-Laguerre nodes.
     Two curves hardly tell `power` and `tau`; a prior holds them near 0.3, give or take
     0.2, and a fortieth of the longest curve, times or divided by e^0.5.
 
@@ -107,9 +114,9 @@ def progress_law() -> _law.Law:
       ('L0', 'A', 'alpha', 'B', 'tau', 'power')
 
     Source:
-      Written for this library, after the annealing law, arXiv:2408.11029, whose form
-      of the last term it keeps. Unpublished: how it was chosen and how far it can be
-      trusted is in the documentation of schedules.
+      Written for this library, after the annealing law, arXiv:2408.11029. Falls that
+      pay slowly are after K. Luo et al., 2025, arXiv:2503.12811. Unpublished: how it
+      was chosen and how far it can be trusted is in the documentation of schedules.
     """
     parameters = (
         _law.Parameter("L0"),
@@ -135,13 +142,15 @@ def _power_form(params):
 # A function's identity is the key of what is compiled from it.
 @functools.cache
 def _annealing_form(decay: float):
-    return lambda params: _law.Form(decay=decay, gain=params["C"])
+    # The sum of a fall's delays: S2 as the authors count it.
+    share = 1 / (1 - decay)
+    return lambda params: _law.Form(decays=(decay,), shares=(share,), gain=params["C"])
 
 
 def _progress_form(params):
     # Relative to the peak of the fit, A does not depend on the power.
-    decay = jnp.exp(-1 / params["tau"])
-    return _law.Form(params["peak"], params["power"], decay, params["B"] * (1 - decay))
+    decays = jnp.exp(-NODES / params["tau"])
+    return _law.Form(params["peak"], params["power"], decays, SHARES, params["B"])
 
 
 @functools.cache
@@ -154,9 +163,7 @@ def _losses_of(form, whole_warmup: bool = False) -> _law.Losses:
             rising = jnp.arange(rate.shape[-1]) < warmup_steps
             counted = jnp.where(rising, jnp.max(rate), rate)
         area = _sums.started(_sums.progress(counted / found.unit, found.power))
-        fallen = _sums.annealing_area(
-            rate, decay=found.decay, warmup_steps=warmup_steps
-        )
+        fallen = _sums.paid_falls(rate, found.decays, found.shares, warmup_steps)
         return found.loss(params, area, fallen)[step - 1]
 
     return losses

@@ -34,19 +34,23 @@ class Parameter:
 class Form(NamedTuple):
     """What the two sums of a law are made of, and what the second one counts.
 
-        loss = L0 + A S^-alpha - gain S2
-        S = sum of (rate / unit)^power,   S2 = `laws.annealing_area` with this decay
+        loss = L0 + A S1^-alpha - gain S2
+        S1 = sum of (rate / unit)^power
+        S2 = sum over the falls of the rate of fall sum_i shares_i (1 - decays_i^n),
+             n the updates since the fall
 
     Attributes:
-      unit: Rate that counts as one in S.
-      power: Power of the rates in S.
-      decay: What is left of a fall's delay after one update, in S2.
+      unit: Rate that counts as one in S1.
+      power: Power of the rates in S1.
+      decays: What is left of a fall's delay after one update, shape (r,).
+      shares: What falls pay at last, shape (r,).
       gain: Loss for each unit of S2.
     """
 
     unit: Any = 1.0
     power: Any = 1.0
-    decay: Any = 0.0
+    decays: Any = (0.0,)
+    shares: Any = (1.0,)
     gain: Any = 0.0
 
     def loss(self, params: Mapping[str, Any], area: Any, fallen: Any) -> Any:
@@ -54,7 +58,7 @@ class Form(NamedTuple):
 
         Args:
           params: The law's parameters.
-          area: S, positive.
+          area: S1, positive.
           fallen: S2.
 
         Returns:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 # Length of the stretches that one product with a triangular matrix sums.
-STRETCH = 64
+STRETCH = 160
 
 
 def warmup_of(rate: np.ndarray) -> int:
@@ -84,32 +84,66 @@ def annealing_area(
     return decaying_sum(delayed, 1.0)
 
 
-def decaying_sum(x: jax.Array, decay: float | jax.Array) -> jax.Array:
-    """y_i = decay y_{i-1} + x_i along the last axis, an associative scan in stretches.
+def paid_falls(
+    rate: jax.Array,
+    decays: jax.Array,
+    shares: jax.Array,
+    warmup_steps: int | jax.Array = 0,
+) -> jax.Array:
+    """Sums the falls of the rate, each as far as it has paid after n updates.
 
-    A stretch is summed by a triangular matrix, and what each hands on to the next by
-    the same function, one level up. `jax.lax.associative_scan` does the same in many
-    small steps, whose gradient takes ten times as long to compile.
+        sum over the falls of  fall  sum_i shares_i (1 - decays_i^n)
+
+    With one decay and the share 1 / (1 - decay) it is `annealing_area`.
+
+    Args:
+      rate: Rate of every update, shape (..., T).
+      decays: Shape (r,), below 1; may be traced.
+      shares: Shape (r,); may be traced.
+      warmup_steps: As for `annealing_area`.
+
+    Returns:
+      The sum after each update, same shape and dtype as the rate.
+    """
+    decays, shares = jnp.asarray(decays, rate.dtype), jnp.asarray(shares, rate.dtype)
+    # A fall has n = 1 in the update that it precedes, and age 0.
+    one = jnp.ones(1, rate.dtype)
+    return mixed_sum(
+        falls(rate, warmup_steps),
+        jnp.concatenate([one, decays]),
+        jnp.concatenate([jnp.sum(shares, keepdims=True), -shares * decays]),
+    )
+
+
+def decaying_sum(x: jax.Array, decay: float | jax.Array) -> jax.Array:
+    """y_i = decay y_{i-1} + x_i along the last axis."""
+    return mixed_sum(x, jnp.asarray(decay, x.dtype)[None], jnp.ones(1, x.dtype))
+
+
+def mixed_sum(x: jax.Array, decays: jax.Array, weights: jax.Array) -> jax.Array:
+    """y_i = sum over k of weights_k sum over j of decays_k^(i - j) x_j.
+
+    An associative scan in stretches: a stretch is summed by one triangular matrix for
+    all decays, and what each decay hands on to the next stretch by the same function,
+    one level up. `jax.lax.associative_scan` does the same in many small steps, whose
+    gradient takes ten times as long to compile.
     """
     length = x.shape[-1]
-    if length <= STRETCH:
-        return _sum_stretch(x, decay)
-    pad = [(0, 0)] * (x.ndim - 1) + [(0, -length % STRETCH)]
-    inner = _sum_stretch(jnp.pad(x, pad).reshape(*x.shape[:-1], -1, STRETCH), decay)
-    ends = decaying_sum(inner[..., -1], decay**STRETCH)
-    before = jnp.concatenate([jnp.zeros_like(ends[..., :1]), ends[..., :-1]], axis=-1)
-    left = jnp.asarray(decay, x.dtype) ** jnp.arange(1, STRETCH + 1)
-    total = inner + left * before[..., None]
-    return total.reshape(*x.shape[:-1], -1)[..., :length]
-
-
-def _sum_stretch(x: jax.Array, decay: float | jax.Array) -> jax.Array:
-    index = jnp.arange(x.shape[-1])
-    age = index[:, None] - index
-    weight = jnp.asarray(decay, x.dtype) ** jnp.maximum(age, 0)
-    return jnp.einsum(
-        "...j,ij->...i", x, jnp.where(age >= 0, weight, 0.0), precision="highest"
-    )
+    size = min(length, STRETCH)
+    lag = jnp.arange(size)
+    kept = decays[:, None] ** lag
+    age = lag[:, None] - lag
+    triangle = jnp.where(age >= 0, (weights @ kept)[jnp.abs(age)], 0.0)
+    pad = [(0, 0)] * (x.ndim - 1) + [(0, -length % size)]
+    x = jnp.pad(x, pad).reshape(*x.shape[:-1], -1, size)
+    total = jnp.einsum("...j,ij->...i", x, triangle, precision="highest")
+    if length > STRETCH:
+        ends = jnp.einsum("...j,kj->k...", x, kept[:, ::-1], precision="highest")
+        ends = jax.vmap(decaying_sum)(ends, decays**STRETCH)
+        before = jnp.concatenate([jnp.zeros_like(ends[..., :1]), ends[..., :-1]], -1)
+        left = weights[:, None] * decays[:, None] * kept
+        total += jnp.einsum("k...,ki->...i", before, left, precision="highest")
+    return total.reshape(*total.shape[:-2], -1)[..., :length]
 
 
 def falls(rate: jax.Array, warmup_steps: int | jax.Array) -> jax.Array:

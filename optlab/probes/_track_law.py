@@ -16,8 +16,9 @@ class TrackLawState(NamedTuple):
     Attributes:
       count: Updates seen so far, shape (), int32.
       s1: The law's first sum, of the rates so far, shape (), float32.
-      delayed: What is still to come of the falls of the rate, shape (), float32.
-      s2: The law's second sum, of the delayed falls, shape (), float32.
+      delayed: What is still to come of the falls of the rate, shape (r,), float32, one
+        for each decay of the law.
+      s2: The law's second sum, of what the falls have paid, shape (), float32.
       rate: Rate of the latest update, shape (), float32.
       predicted_loss: Loss foretold after these updates, shape (), float32; infinite
         before the first.
@@ -42,7 +43,8 @@ def track_law(
     updated by the schedule's rate of each step, and the loss that follows from them.
 
         S += (rate / unit)^power
-        m = decay m + (previous rate - rate), 0 in the warm-up,    S2 += m
+        m_i = decays_i m_i + (previous rate - rate), 0 in the warm-up
+        S2 += sum of shares_i (1 - decays_i) m_i
         loss = L0 + A S^-alpha - gain S2
 
     Args:
@@ -89,11 +91,15 @@ def track_law(
     warmup = laws.warmup_of(rates)
     constants = {**fitted.params, "peak": fitted.peak}
     form = fitted.law.form(constants)
+    decays = np.asarray(form.decays, np.float64)
+    pays = np.asarray(form.shares) * (1 - decays)
+    decays, pays = decays.astype(np.float32), pays.astype(np.float32)
 
     def init(params: optax.Params) -> TrackLawState:
         del params
         zero, end = np.zeros((), np.float32), np.float32(predicted.loss[-1])
-        numbers = (zero, zero, zero, zero, np.float32(np.inf), end)
+        delayed = np.zeros(len(form.decays), np.float32)
+        numbers = (zero, delayed, zero, zero, np.float32(np.inf), end)
         return TrackLawState(
             jnp.zeros((), jnp.int32), *(jnp.array(x, jnp.float32) for x in numbers)
         )
@@ -110,8 +116,8 @@ def track_law(
         positive = jnp.where(ratio > 0, ratio, 1.0)
         s1 = state.s1 + jnp.where(ratio > 0, positive**form.power, 0.0)
         fall = jnp.where(state.count > warmup, state.rate - rate, 0.0)
-        delayed = form.decay * state.delayed + fall
-        s2 = state.s2 + delayed
+        delayed = decays * state.delayed + fall
+        s2 = state.s2 + jnp.sum(pays * delayed)
         # Before the first progress the law says nothing: the loss is without bound.
         begun = jnp.where(s1 > 0, s1, 1.0)
         loss = jnp.where(s1 > 0, form.loss(constants, begun, s2), jnp.inf)

@@ -39,20 +39,32 @@ def test_the_authors_warmup_counts_as_if_it_had_been_at_the_peak():
     np.testing.assert_allclose(got, want, rtol=1e-10)
 
 
-def test_with_power_one_the_progress_law_is_the_annealing_law():
-    rate = simulated.rate_of(simulated.SCHEDULES["wsd"])
-    step, tau = np.arange(1, 401), 12.0
-    same = {"L0": 1.5, "alpha": 0.5}
-    progress = {**same, "A": 2.0, "B": 8.0, "tau": tau, "power": 1.0}
-    decay = float(np.exp(-1 / tau))
-    annealing = {
-        **same,
-        "A": 2.0 * simulated.PEAK**0.5,  # rates relative to the peak
-        "C": 8.0 * (1 - decay),
-    }
-    got = simulated.losses(laws.progress_law(), progress, rate, step)
-    want = simulated.losses(laws.annealing_law(decay=decay), annealing, rate, step)
-    np.testing.assert_allclose(got, want, rtol=1e-9)
+def mean_response(n, tau):
+    nodes, weights = np.polynomial.laguerre.laggauss(6)
+    return 1 - np.exp(-np.multiply.outer(n, nodes) / tau) @ weights
+
+
+@pytest.mark.parametrize("name", ["wsd", "drop", "constant"])
+def test_the_progress_law_equals_its_formula(name):
+    rate = simulated.rate_of(simulated.SCHEDULES[name], 250)
+    params, step = simulated.PARAMS["progress"], np.array([5, 60, 201, 202, 249, 250])
+    got = simulated.losses(laws.progress_law(), params, rate, step)
+    fall = -np.diff(rate, prepend=rate[0])
+    fall[:21] = 0
+    for at, loss in zip(step, got, strict=True):
+        progress = np.sum((rate[:at] / simulated.PEAK) ** params["power"])
+        paid = fall[:at] @ mean_response(at - np.arange(at), params["tau"])
+        want = params["L0"] + params["A"] * progress ** -params["alpha"]
+        np.testing.assert_allclose(loss, want - params["B"] * paid, rtol=1e-10)
+
+
+def test_a_fall_pays_half_in_tau_updates_and_the_rest_slowly():
+    n = np.arange(1, 401)
+    paid = mean_response(n, 20.0)
+    assert abs(paid[19] - 0.5) < 1e-4
+    # Six nodes follow the long tail for five tau, and then leave it slowly.
+    np.testing.assert_allclose(paid[:100], (n / (n + 20.0))[:100], atol=0.016)
+    np.testing.assert_allclose(paid, n / (n + 20.0), atol=0.05)
 
 
 @pytest.mark.parametrize("name", ["annealing", "progress", "multi_power"])

@@ -47,8 +47,8 @@ def final_errors(fitted, steps, seed):
 
 def test_final_losses_of_unseen_schedules_are_predicted(given, seed):
     found = final_errors(laws.fit(given), 250, seed)
-    assert max(map(abs, found.values())) < 0.014
-    assert np.mean(np.abs([*found.values()])) < 0.007
+    assert max(map(abs, found.values())) < 0.015
+    assert np.mean(np.abs([*found.values()])) < 0.006
     # Twice the steps are where a power law ends: too high, by a few per cent.
     twice = final_errors(laws.fit(given), 500, seed)
     assert max(map(abs, twice.values())) < 0.03

@@ -1,11 +1,15 @@
 """Fits a law on two short runs, predicts eleven other schedules, then runs them.
 
     python benchmarks/predict_then_run.py --out runs/predict --seeds 2 --jobs 2
-    python benchmarks/predict_then_run.py --report --fit-steps 250
+    python benchmarks/predict_then_run.py --report
 
 The first command trains what is not in the folder yet, writes the curves that it found
 to `benchmarks/curves`, and ends with the report; the second reads those curves alone.
-Each seed is the whole experiment over again, its fit and its design included.
+Each seed is the whole experiment over again, its fit and its design included. Others
+than the default have a folder of curves of their own:
+
+    python benchmarks/predict_then_run.py --out runs/long --curves benchmarks/curves/long
+        --fit-steps 1000 --multiples 1 --seeds 1
 """
 
 import argparse
@@ -27,8 +31,7 @@ from optlab import laws, optimizers, schedules
 from optlab.lab import curves, runs, workloads
 from optlab.schedules import shapes
 
-HERE = pathlib.Path(__file__).parent
-CURVES = HERE / "curves"
+CURVES = pathlib.Path(__file__).parent / "curves"
 
 # AdamW as the default race has it, rate and averages tuned with linear decay.
 WORKLOAD = "shakespeare"
@@ -47,25 +50,25 @@ DESIGNED = "designed"
 ROW_EVERY = 5
 
 
-def build(name: str, steps: int) -> optax.Schedule:
+def build(name: str, steps: int, peak: float) -> optax.Schedule:
     """Makes one of the schedules; all have the same warm-up and the same peak."""
     whole = {"total_steps": steps, "warmup_steps": WARMUP}
     wsd = {**whole, "decay_steps": steps // 5}
     makers = {
-        "constant": lambda: schedules.constant(PEAK, warmup_steps=WARMUP),
-        "cosine": lambda: schedules.cosine(PEAK, **whole),
-        "linear": lambda: schedules.linear(PEAK, **whole),
-        "rex": lambda: schedules.rex(PEAK, **whole),
-        "uba-0.5": lambda: schedules.uba(PEAK, phi=0.5, **whole),
-        "uba-4": lambda: schedules.uba(PEAK, phi=4.0, **whole),
-        "cosine-power": lambda: schedules.cosine_power(PEAK, **whole),
-        "wsd-sqrt": lambda: schedules.wsd(PEAK, **wsd),
-        "wsd-linear": lambda: schedules.wsd(PEAK, **wsd, decay=shapes.linear),
-        "wsd-cosine": lambda: schedules.wsd(PEAK, **wsd, decay=shapes.cosine),
+        "constant": lambda: schedules.constant(peak, warmup_steps=WARMUP),
+        "cosine": lambda: schedules.cosine(peak, **whole),
+        "linear": lambda: schedules.linear(peak, **whole),
+        "rex": lambda: schedules.rex(peak, **whole),
+        "uba-0.5": lambda: schedules.uba(peak, phi=0.5, **whole),
+        "uba-4": lambda: schedules.uba(peak, phi=4.0, **whole),
+        "cosine-power": lambda: schedules.cosine_power(peak, **whole),
+        "wsd-sqrt": lambda: schedules.wsd(peak, **wsd),
+        "wsd-linear": lambda: schedules.wsd(peak, **wsd, decay=shapes.linear),
+        "wsd-cosine": lambda: schedules.wsd(peak, **wsd, decay=shapes.cosine),
         "infinite": lambda: schedules.infinite(
-            PEAK,
-            stable_value=0.4 * PEAK,
-            end_value=0.01 * PEAK,
+            peak,
+            stable_value=0.4 * peak,
+            end_value=0.01 * peak,
             warmup_steps=WARMUP,
             cooldown_steps=2 * steps // 5,
             annealing_steps=steps // 5,
@@ -76,33 +79,60 @@ def build(name: str, steps: int) -> optax.Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Two runs to fit a law on, and the runs that try it.
+
+    Attributes:
+      fit_steps: Length of the runs of the fit.
+      multiples: Lengths of the others, as multiples of it.
+      peak: Largest rate of all.
+      seed: Seed of models and data.
+      curves: Folder of the curves.
+    """
+
+    fit_steps: int
+    multiples: tuple[int, ...]
+    peak: float
+    seed: int
+    curves: pathlib.Path
+
+    @property
+    def lengths(self) -> list[int]:
+        """Lists the numbers of steps to predict."""
+        return [multiple * self.fit_steps for multiple in self.multiples]
+
+    def fit(self) -> laws.Fitted:
+        """Fits the default law on the two runs."""
+        short = [Run(name, self.fit_steps, self) for name in FIT]
+        return laws.fit([read_curve(run) for run in short])
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
-    """One run of the experiment.
+    """One run of an experiment.
 
     Attributes:
       name: Name of the schedule.
       steps: Its length.
-      seed: Seed of the model and of the data.
-      fit_steps: Length of the short runs of its experiment.
+      experiment: The experiment that it is part of.
       law: The fitted law as JSON, for a designed schedule.
     """
 
     name: str
     steps: int
-    seed: int
-    fit_steps: int
+    experiment: Experiment
     law: str = ""
 
     @property
     def curve(self) -> str:
         """Names the curve's file."""
-        return f"{self.name}-{self.steps}-seed-{self.seed}"
+        return f"{self.name}-{self.steps}-seed-{self.experiment.seed}"
 
     @property
     def folder(self) -> str:
         """Names the run's folder."""
         law = hashlib.sha256(self.law.encode()).hexdigest()[:8] if self.law else ""
-        return f"{self.curve}-{law}".rstrip("-")
+        return f"{self.curve}-peak-{self.experiment.peak:g}-{law}".rstrip("-")
 
     @property
     def eval_every(self) -> int:
@@ -111,24 +141,24 @@ class Run:
 
     def schedule(self, runs_folder: pathlib.Path) -> optax.Schedule:
         """Makes the schedule; two kinds are made of the short runs."""
-        total = {"total_steps": self.steps}
+        total, peak = {"total_steps": self.steps}, self.experiment.peak
         if self.name == DESIGNED:
             fitted = laws.from_json(json.loads(self.law))
-            return laws.design(fitted, peak=PEAK, warmup_steps=WARMUP, **total)
+            return laws.design(fitted, peak=peak, warmup_steps=WARMUP, **total)
         if self.name.endswith("refined"):
-            source = Run("cosine", self.fit_steps, self.seed, self.fit_steps)
+            source = Run("cosine", self.experiment.fit_steps, self.experiment)
             rows = parallel.log(runs_folder / source.folder, "train")
             norms = [row["gradient_l1_norm"] for row in rows]
             if self.name == "refined":
-                return schedules.refined(norms, peak=PEAK, method="adam", **total)
+                return schedules.refined(norms, peak=peak, method="adam", **total)
             rest = schedules.refined(
                 norms[WARMUP:],
-                peak=PEAK,
+                peak=peak,
                 method="adam",
                 total_steps=self.steps - WARMUP,
             )
-            return optax.join_schedules([build("constant", 0), rest], [WARMUP])
-        return build(self.name, self.steps)
+            return optax.join_schedules([build("constant", 0, peak), rest], [WARMUP])
+        return build(self.name, self.steps, peak)
 
     def run(self, out: pathlib.Path) -> dict[str, Any]:
         """Trains, or reads back what is there, and writes the curve's file."""
@@ -138,13 +168,13 @@ class Run:
             optimizers.adamw(schedule, b1=B1, b2=B2),
             out,
             steps=self.steps,
-            seed=self.seed,
+            seed=self.experiment.seed,
             eval_every=self.eval_every,
             measure=False,
             progress=False,
             label=f"adamw+{self.name}",
         )
-        write_curve(CURVES / f"{self.curve}.csv", schedule, result)
+        write_curve(self.experiment.curves / f"{self.curve}.csv", schedule, result)
         return result
 
 
@@ -153,7 +183,7 @@ def write_curve(path: pathlib.Path, schedule: Any, result: dict[str, Any]) -> No
     losses = dict(map(tuple, result["evaluations"]))
     steps = np.arange(0, result["steps"] + 1, ROW_EVERY)
     rates = np.asarray(schedule(jnp.asarray(steps)))
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("step", "lr", "loss"))
@@ -162,42 +192,36 @@ def write_curve(path: pathlib.Path, schedule: Any, result: dict[str, Any]) -> No
             writer.writerow((step, f"{rate:.7g}", loss))
 
 
-def fit(seed: int, fit_steps: int) -> laws.Fitted:
-    """Fits the default law on the two short runs of a seed."""
-    short = [Run(name, fit_steps, seed, fit_steps) for name in FIT]
-    return laws.fit([read_curve(run) for run in short])
-
-
 def read_curve(run: Run) -> laws.Curve:
     """Reads the curve of a run that is finished."""
-    return curves.read(CURVES / f"{run.curve}.csv")
+    return curves.read(run.experiment.curves / f"{run.curve}.csv")
 
 
-def run_all(pool: parallel.Pool, seeds: int, fit_steps: int) -> None:
+def run_all(pool: parallel.Pool, experiments: list[Experiment]) -> None:
     """Trains what is missing."""
-    for seed in range(seeds):
+    for experiment in experiments:
         # The others are refined from the short runs, or designed by their law.
-        pool.finish(Run(name, fit_steps, seed, fit_steps) for name in FIT)
-        law = json.dumps(laws.to_json(fit(seed, fit_steps)))
+        pool.finish(Run(name, experiment.fit_steps, experiment) for name in FIT)
+        law = json.dumps(laws.to_json(experiment.fit()))
         pool.finish(
-            Run(name, steps, seed, fit_steps, law if name == DESIGNED else "")
+            Run(name, steps, experiment, law if name == DESIGNED else "")
             for name in (*OTHERS, DESIGNED)
-            for steps in (2 * fit_steps, fit_steps)
+            for steps in reversed(experiment.lengths)
         )
 
 
-def predict(seed: int, fit_steps: int) -> list[dict[str, Any]]:
-    """Returns predicted and measured final loss of every run of a seed but the fits."""
-    fitted, rows = fit(seed, fit_steps), []
-    for steps in (fit_steps, 2 * fit_steps):
+def predict(experiment: Experiment) -> list[dict[str, Any]]:
+    """Returns predicted and measured final loss of every run but those of the fit."""
+    fitted, rows = experiment.fit(), []
+    for steps in experiment.lengths:
         for name in (*OTHERS, DESIGNED):
-            curve = read_curve(Run(name, steps, seed, fit_steps))
+            curve = read_curve(Run(name, steps, experiment))
             foreseen = laws.compare(fitted, curve)
             rows.append(
                 {
                     "schedule": name,
                     "steps": steps,
-                    "seed": seed,
+                    "seed": experiment.seed,
                     "predicted": float(foreseen.loss[-1]),
                     "low": float(foreseen.low[-1]),
                     "high": float(foreseen.high[-1]),
@@ -228,19 +252,17 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def report(fit_steps: int) -> str:
-    """Returns the tables of all seeds whose curves are there."""
-    seeds = sorted(
-        int(path.stem.rpartition("-")[2])
-        for path in CURVES.glob(f"{DESIGNED}-{2 * fit_steps}-seed-*.csv")
-    )
-    rows = [row for seed in seeds for row in predict(seed, fit_steps)]
+def report(experiments: list[Experiment]) -> str:
+    """Returns the tables of some experiments that differ in nothing but the seed."""
+    rows = [row for experiment in experiments for row in predict(experiment)]
+    seeds = [experiment.seed for experiment in experiments]
+    lengths = experiments[0].lengths
     lines = [
         "| schedule | steps |"
         + "".join(f" predicted, {s} | measured, {s} | error, {s} |" for s in seeds),
         "| --- | ---: |" + " ---: | ---: | ---: |" * len(seeds),
     ]
-    for steps in (fit_steps, 2 * fit_steps):
+    for steps in lengths:
         for name in (*OTHERS, DESIGNED):
             cells = [r for r in rows if (r["schedule"], r["steps"]) == (name, steps)]
             text = "".join(
@@ -255,7 +277,7 @@ def report(fit_steps: int) -> str:
         " best by hand |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
-    for steps in (fit_steps, 2 * fit_steps):
+    for steps in lengths:
         for seed in seeds:
             same = [r for r in rows if (r["steps"], r["seed"]) == (steps, seed)]
             s = summarise(same)
@@ -271,16 +293,26 @@ def main() -> None:
     """Runs what is missing, then reports."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=pathlib.Path, help="folder of the runs")
-    parser.add_argument("--fit-steps", type=int, default=250, help="of the short runs")
+    parser.add_argument("--fit-steps", type=int, default=250, help="of the two runs")
+    parser.add_argument(
+        "--multiples", type=int, nargs="+", default=[1, 2], help="lengths of the others"
+    )
+    parser.add_argument("--peak", type=float, default=PEAK, help="largest rate")
+    parser.add_argument("--curves", type=pathlib.Path, default=CURVES, help="folder")
     parser.add_argument("--seeds", type=int, default=2, help="whole experiments")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--report", action="store_true", help="train nothing")
     flags = parser.parse_args()
+    multiples = tuple(flags.multiples)
+    experiments = [
+        Experiment(flags.fit_steps, multiples, flags.peak, seed, flags.curves)
+        for seed in range(flags.seeds)
+    ]
     if not flags.report:
         if flags.out is None:
             parser.error("--out is needed: the folder of the runs")
-        run_all(parallel.Pool(flags.out, flags.jobs), flags.seeds, flags.fit_steps)
-    print(report(flags.fit_steps))
+        run_all(parallel.Pool(flags.out, flags.jobs), experiments)
+    print(report(experiments))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,32 @@
 """Rows of the optimizers that measure curvature."""
 
-from optlab.catalog._row import Row
+from optlab import optimizers
+from optlab.catalog._row import Paper, Row
 
-ROWS: tuple[Row, ...] = ()
+_ONE_MATRIX = "one matrix covers all leaves, so all updates depend on all gradients"
+_NEEDS_NOISE = (
+    "exact gradients are nearly parallel, and what is new in each is multiplied by up"
+    " to sqrt(window / damping): the method is for gradients of batches"
+)
+
+ROWS: tuple[Row, ...] = (
+    Row(
+        "mfac",
+        optimizers.mfac,
+        "optimizers",
+        "curvature",
+        Paper(
+            "Frantar et al.",
+            "M-FAC: efficient matrix-free approximations of second-order information",
+            2021,
+            "https://arxiv.org/abs/2107.03356",
+        ),
+        defaults={"learning_rate": 1e-2, "window": 32},
+        static=("accumulator_dtype", "mask", "window"),
+        exempt={
+            "descends_quadratic": _NEEDS_NOISE,
+            "descends_rosenbrock": _NEEDS_NOISE,
+            "nonfinite_stays_in_its_leaf": _ONE_MATRIX,
+        },
+    ),
+)

@@ -7,11 +7,13 @@ finds it by the json's `reference_class`. A file here covers one family.
 
 from tests.golden.adapters import (
     lion,
+    mfac,
     muon,
     newton_schulz,
     open_ended,
     pytorch_optimizer_schedules,
     scale,
+    soap,
     timm_schedules,
     torch_schedules,
     transformers_schedules,
@@ -19,9 +21,11 @@ from tests.golden.adapters import (
 
 ADAPTERS = {
     **lion.ADAPTERS,
+    **mfac.ADAPTERS,
     **muon.ADAPTERS,
     **newton_schulz.ADAPTERS,
     **pytorch_optimizer_schedules.ADAPTERS,
+    **soap.ADAPTERS,
     **timm_schedules.ADAPTERS,
     **torch_schedules.ADAPTERS,
     **transformers_schedules.ADAPTERS,

@@ -36,9 +36,10 @@ SHARED_FILES = {
         *("_low_memory", "_schedules", "_wrappers"),
     ),
     "controllers": ("_forecast", "_next_rate", "_stages"),
-    "kernels": ("_polar_coefficients",),
+    "optimizers": ("_muon", "_subspace"),
+    "kernels": ("_polar_coefficients", "_polar_plan"),
     "schedules": ("shapes", "_phases", "_checks"),
-    "trees": ("_paths", "_matrices", "_views"),
+    "trees": ("_paths", "_matrices", "_views", "_stacks"),
     "laws": (
         *("_sums", "_curve", "_law", "_fitted", "_annealing_law", "_multi_power_law"),
         "_predict",

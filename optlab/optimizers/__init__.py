@@ -17,6 +17,9 @@ from optlab.optimizers._muon import ScaleByMuonState as ScaleByMuonState
 from optlab.optimizers._muon import muon as muon
 from optlab.optimizers._muon import scale_by_muon as scale_by_muon
 from optlab.optimizers._nadamw import nadamw as nadamw
+from optlab.optimizers._normuon import ScaleByNormuonState as ScaleByNormuonState
+from optlab.optimizers._normuon import normuon as normuon
+from optlab.optimizers._normuon import scale_by_normuon as scale_by_normuon
 from optlab.optimizers._scale import ScaleByScaleState as ScaleByScaleState
 from optlab.optimizers._scale import column_views as column_views
 from optlab.optimizers._scale import scale as scale

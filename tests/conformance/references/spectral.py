@@ -36,4 +36,18 @@ def muon(h):
     return each_matrix(step, vectors())
 
 
-REFERENCES = {"muon": muon}
+def normuon(h):
+    def step(p, g, t, memory):
+        m, v = (0.0, 0.0) if memory is None else memory
+        m = h["b1"] * m + (1 - h["b1"]) * g
+        o = polar(h["b1"] * m + (1 - h["b1"]) * g)
+        v = h["b2"] * v + (1 - h["b2"]) * np.mean(o * o, axis=0)
+        u = o / (np.sqrt(v) + h["eps"])
+        u *= np.linalg.norm(o) / (np.linalg.norm(u) + h["eps"])
+        u *= max(1.0, p.shape[1] / p.shape[0]) ** 0.5
+        return p - h["learning_rate"] * u, (m, v)
+
+    return each_matrix(step, vectors())
+
+
+REFERENCES = {"muon": muon, "normuon": normuon}

@@ -8,8 +8,8 @@ to `benchmarks/curves`, and ends with the report; the second reads those curves 
 Each seed is the whole experiment over again, its fit and its design included. Others
 than the default have a folder of curves of their own:
 
-    python benchmarks/predict_then_run.py --out runs/long --curves benchmarks/curves/long
-        --fit-steps 1000 --multiples 1 --seeds 1
+    python benchmarks/predict_then_run.py --out runs/long --fit-steps 1000 --seeds 1
+        --multiples 1 --curves benchmarks/curves/long
 """
 
 import argparse

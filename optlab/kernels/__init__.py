@@ -23,6 +23,8 @@ from optlab.kernels._polar_coefficients import polar_express_rows as polar_expre
 from optlab.kernels._polar_coefficients import polar_table as polar_table
 from optlab.kernels._polar_plan import PolarPlan as PolarPlan
 from optlab.kernels._polar_plan import polar_plan as polar_plan
-from optlab.kernels._window_solve import window_inverse_diagonal as window_inverse_diagonal
+from optlab.kernels._window_solve import (
+    window_inverse_diagonal as window_inverse_diagonal,
+)
 from optlab.kernels._window_solve import window_solve as window_solve
 from optlab.kernels._window_solve import window_weights as window_weights

@@ -1,95 +1,14 @@
 """Newton-Schulz iteration for the polar factor of a matrix."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from optlab.kernels import _polar_coefficients
-from optlab.kernels._polar_coefficients import PolarTable
-
-PRESCALES = ("frobenius", "aol", "schatten")
-
-
-def polar_table(
-    coefficients: str | PolarTable | Sequence[float] | Sequence[Sequence[float]],
-    steps: int | None = None,
-) -> PolarTable:
-    """Looks up, builds or shortens a table of coefficients, and checks it.
-
-    Args:
-      coefficients: Name of a table ('jordan', 'youjiacheng', 'polar_express'), a
-        `PolarTable`, one triple (a, b, c) for every step, or a triple for each step.
-      steps: Number of steps. None means the table's own number, or 5 for one triple.
-        A table with one triple for all steps takes any number; another table only
-        its own, because its last steps finish what the first ones began.
-
-    Returns:
-      A table with exactly `steps` rows.
-
-    Raises:
-      ValueError: If the name is unknown, steps do not fit, or the coefficients blow
-        up on inputs that rounding pushes above 1.
-
-    Example:
-      >>> from optlab import kernels
-      >>> len(kernels.polar_table("jordan", steps=7).rows)
-      7
-
-    Source:
-      Tables: see `PolarTable.source` of each.
-    """
-    if isinstance(coefficients, str):
-        if coefficients not in _polar_coefficients.TABLES:
-            known = ", ".join(sorted(_polar_coefficients.TABLES))
-            raise ValueError(
-                f"newton_schulz: no coefficient table {coefficients!r}; known: {known}"
-            )
-        table = _polar_coefficients.TABLES[coefficients]
-    elif isinstance(coefficients, PolarTable):
-        table = coefficients
-    else:
-        rows = np.asarray(coefficients, dtype=np.float64)
-        if rows.shape == (3,):
-            rows = np.tile(rows, (5 if steps is None else max(steps, 1), 1))
-        if rows.ndim != 2 or rows.shape[-1] != 3 or not np.isfinite(rows).all():
-            raise ValueError(
-                "newton_schulz: coefficients must be a name, a PolarTable, a finite"
-                f" triple (a, b, c) or one triple a step; got {coefficients!r}"
-            )
-        table = PolarTable(
-            name="custom",
-            rows=tuple((float(a), float(b), float(c)) for a, b, c in rows),
-            interval=(0.1, 1.0),
-            band=(-math.inf, math.inf),
-            source="given by the caller",
-        )
-    if steps is not None and steps != len(table.rows):
-        if steps < 1 or len(set(table.rows)) != 1:
-            raise ValueError(
-                f"newton_schulz: table {table.name!r} has {len(table.rows)} steps of"
-                f" its own, got steps={steps}. Generate one of that length, for example"
-                f" kernels.polar_express_rows(steps={max(steps, 1)})."
-            )
-        # Another number of steps leaves another band: promise none.
-        table = PolarTable(
-            name=table.name,
-            rows=table.rows[:1] * steps,
-            interval=table.interval,
-            band=(-math.inf, math.inf),
-            source=table.source,
-            norm_factor=table.norm_factor,
-        )
-    if not table.survives_rounding:
-        raise ValueError(
-            f"newton_schulz: table {table.name!r} stays bounded only up to"
-            f" {table.bounded_to:.4g}, but a matrix of rank one has a scaled singular"
-            f" value of {1 / table.norm_factor:.4g} and rounding adds to it. Use"
-            " kernels.polar_express_rows(safety=1.02), PolarTable(norm_factor=1.02)."
-        )
-    return table
+from optlab.kernels import _polar_coefficients, _polar_plan
+from optlab.kernels._polar_coefficients import PRESCALES, PolarTable, Row
 
 
 def newton_schulz(
@@ -99,8 +18,11 @@ def newton_schulz(
     ),
     *,
     steps: int | None = None,
+    form: str = "auto",
     compute_dtype: jax.typing.DTypeLike | None = None,
-    prescale: str = "frobenius",
+    square_dtype: jax.typing.DTypeLike | None = None,
+    symmetric: int = 0,
+    prescale: str | None = None,
     eps: float | jax.Array = 0.0,
 ) -> jax.Array:
     """Replaces the singular values of a matrix by values near 1.
@@ -108,54 +30,71 @@ def newton_schulz(
     Approximates the polar factor U V^T of X = U S V^T with matrix products alone.
     With G the Gram matrix on the shorter side, each step is (X wide; tall alike)
 
-        X_0     = X / (c ||X||_F + eps)               c = the table's norm_factor
-        G       = X_k X_k^T
-        X_{k+1} = a_k X_k + (b_k G + c_k G^2) X_k
+        X_0     = X / (c ||X|| + eps)                 c = the table's norm_factor
+        G_k     = X_k X_k^T
+        X_{k+1} = q_k(G_k) X_k                        q_k(G) = a I + b G + c G^2
 
-    The largest entry is divided out first, so entries of 1e30 and 1e-30 give what
-    entries of 1 give. A zero matrix gives zero, an empty one itself; a matrix with an
-    infinite or undefined entry gives NaN in that matrix and no other.
-    Cost: steps (4 m^2 n + 2 m^3) FLOPs for m <= n.
+    in the 'standard' form. The 'gram' form gives the same in exact arithmetic, with X
+    in two products only, and is cheaper for oblong matrices:
+
+        Q_{k+1} = q_k(G_k) Q_k,  G_{k+1} = G_k q_k(G_k)^2,  result Q X_0
+
+    With form='auto' `polar_plan` chooses by shape, dtype and platform. The largest
+    entry is divided out first, so entries of 1e30 and 1e-30 give what entries of 1
+    give. A zero matrix gives zero, an empty one itself; a matrix with an infinite or
+    undefined entry gives NaN in that matrix and no other.
+    Cost, for five quintic steps and m <= n: 20 m^2 n + 10 m^3 FLOPs in the standard
+    form, 4 m^2 n + 34 m^3 in the Gram form; `polar_plan` tells it for any arguments.
 
     Args:
       x: Array, shape (..., m, n), floating; leading axes are batch.
-      coefficients: A table's name, a `PolarTable`, one triple for all steps, or one
-        triple a step. 'jordan' (five steps into [0.68, 1.13], Muon's own),
-        'youjiacheng' ([0.978, 1.032] for s >= 0.01) or 'polar_express' ([0.859, 1.141]
-        for s >= 0.003), s relative to the scale below.
+      coefficients: A table's name, a `PolarTable`, one row (a, b, c) for all steps, or
+        one row a step. s relative to the scale below, the tables are 'jordan' (five
+        steps into [0.68, 1.13] for s >= 0.01, Muon's own); 'youjiacheng' ([0.978,
+        1.032] for s >= 0.01); 'polar_express' ([0.859, 1.141] for s >= 0.003); 'turbo'
+        (four steps into [0.941, 1.050] for s >= 0.01, made for 'aol'); 'accurate'
+        ([0.871, 1.129] for s >= 0.00076, for the cost of the first three).
       steps: Number of steps; None means the table's own.
-      compute_dtype: Dtype of the operands of each product; None means float32, or
-        float64 for float64 input. Products are accumulated in float32 or wider.
-      prescale: How the largest singular value is brought below 1. 'frobenius' divides
-        by the Frobenius norm; 'schatten' by the Schatten-4 norm, which is nearer to
-        the spectral norm; 'aol' scales each row (of a wide matrix) by the root of its
-        absolute row sum of G, which is nearest but not invariant under rotations, so
-        its limit is not the polar factor of X.
+      form: 'auto', 'standard' or 'gram'.
+      compute_dtype: Dtype of the operands of products with X; None means float32, or
+        float64 for float64 input. Products are accumulated, and X and G kept, in
+        float32 or wider.
+      square_dtype: Dtype of the operands of products of Gram matrices; None means
+        compute_dtype where the table allows it, see `polar_plan`, else float32.
+      symmetric: Levels of 2 x 2 blocks by which products with a symmetric result leave
+        out their upper corner. One or two pay for m >= 512.
+      prescale: How the largest singular value is brought below 1; None means the
+        table's own. 'frobenius' divides by the Frobenius norm; 'schatten' and
+        'schatten8' by the Schatten-4 and -8 norms, which are nearer to the spectral
+        norm; 'aol' scales each row (of a wide matrix) by the root of its absolute row
+        sum of G, which is near too but not invariant under rotations, so its limit is
+        not the polar factor of X.
       eps: Added to the norm, in units of x; with it tiny matrices shrink to zero.
 
     Returns:
       Array, shape (..., m, n), dtype of x.
 
     Raises:
-      ValueError: If x has fewer than two axes, or coefficients, steps or prescale
-        are unknown or unsafe.
+      ValueError: If x has fewer than two axes, or an argument is unknown or unsafe.
       TypeError: If x is not floating.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from optlab import kernels
       >>> x = jnp.diag(jnp.array([3.0, 4.0]))
-      >>> for name in ("jordan", "polar_express"):
+      >>> for name in ("jordan", "polar_express", "accurate"):
       ...     a, b = jnp.diag(kernels.newton_schulz(x, name))
       ...     print(f"{name}: {a:.4f} {b:.4f}")
       jordan: 0.7229 1.1192
       polar_express: 0.9468 0.8783
+      accurate: 1.0861 0.9217
 
     Source:
       K. Jordan et al., "Muon", 2024; Boissin et al., "Turbo-Muon" (AOL), 2025;
-      Schatten scaling as in Optax. Differs from the authors' code: they add 1e-7 to
-      the norm (pass eps=1e-7), iterate in bfloat16, and have no division by the
-      largest entry.
+      Dao-AILab, "Gram Newton-Schulz", 2025; Schatten-4 scaling as in Optax. Differs
+      from the authors' code: they add 1e-7 to the norm (pass eps=1e-7), iterate in
+      bfloat16 or float16, and have no division by the largest entry. Schatten-8 and
+      'accurate' are our own.
     """
     if x.ndim < 2:
         raise ValueError(
@@ -163,76 +102,151 @@ def newton_schulz(
         )
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"newton_schulz: needs a floating dtype, got {x.dtype}")
+    table = _polar_coefficients.polar_table(coefficients, steps)
+    prescale = table.prescale if prescale is None else prescale
     if prescale not in PRESCALES:
         raise ValueError(f"newton_schulz: prescale {prescale!r} is not in {PRESCALES}")
-    table = polar_table(coefficients, steps)
+    plan = _polar_plan.polar_plan(
+        x.shape,
+        table,
+        form=form,
+        dtype=x.dtype,
+        compute_dtype=compute_dtype,
+        square_dtype=square_dtype,
+        symmetric=symmetric,
+    )
     if x.size == 0:
         return x
-    if x.ndim > 2 and math.prod(x.shape[:-2]) == 1:
-        # One matrix: a batched product of batch one costs time and memory.
-        plain = newton_schulz(
-            x.reshape(x.shape[-2:]),
-            table,
-            compute_dtype=compute_dtype,
-            prescale=prescale,
-            eps=eps,
-        )
-        return plain.reshape(x.shape)
+    # One matrix: a batched product of batch one costs time and memory.
+    single = math.prod(x.shape[:-2]) == 1
+    y = x.reshape(x.shape[-2:]) if single else x
     state_dtype = jnp.promote_types(x.dtype, jnp.float32)
-    if compute_dtype is None:
-        compute_dtype = state_dtype
-    state_dtype = jnp.promote_types(state_dtype, compute_dtype)
+    state_dtype = jnp.promote_types(state_dtype, plan.operand_dtype)
+    products = _Products(plan, x.shape[-2] > x.shape[-1], state_dtype)
+    y, g, g2 = _prescaled(y.astype(state_dtype), table, prescale, eps, products)
+    iterate = _gram if plan.form == "gram" else _standard
+    return iterate(y, g, g2, table, products).astype(x.dtype).reshape(x.shape)
 
-    def product(indices: str, left: jax.Array, right: jax.Array) -> jax.Array:
+
+@dataclasses.dataclass(frozen=True)
+class _Products:
+    """The products of a plan, for a wide X or a tall one."""
+
+    plan: _polar_plan.PolarPlan
+    tall: bool
+    state_dtype: jax.typing.DTypeLike
+
+    def gram(self, y: jax.Array) -> jax.Array:
+        indices = ("ki", "kj") if self.tall else ("ik", "jk")
+        return self._symmetric(indices, y, y, self.plan.operand_dtype)
+
+    def apply(self, q: jax.Array, y: jax.Array) -> jax.Array:
+        left, right = (y, q) if self.tall else (q, y)
+        return self._product(("ik", "kj"), left, right, self.plan.operand_dtype)
+
+    def square(self, g: jax.Array, h: jax.Array) -> jax.Array:
+        """Product of two symmetric matrices that commute, so it is symmetric too."""
+        return self._symmetric(("ik", "kj"), g, h, self.plan.square_dtype)
+
+    def polynomial(self, row: Row, g: jax.Array, g2: jax.Array | None) -> jax.Array:
+        """Returns q(G) - a I for the coefficients (a, b, c, ...) of q."""
+        g2 = self.square(g, g) if g2 is None else g2
+        z = row[1] * g + row[2] * g2
+        return z + self.square(g2, row[3] * g + row[4] * g2) if len(row) == 5 else z
+
+    def _product(self, indices, left, right, dtype) -> jax.Array:
         return jnp.einsum(
-            indices,
-            left.astype(compute_dtype),
-            right.astype(compute_dtype),
+            f"...{indices[0]},...{indices[1]}->...ij",
+            left.astype(dtype),
+            right.astype(dtype),
             # On TPU the default would round float32 operands to bfloat16.
             precision="highest",
-            preferred_element_type=state_dtype,
+            preferred_element_type=self.state_dtype,
         )
 
-    tall = x.shape[-2] > x.shape[-1]
-
-    def gram(y: jax.Array) -> jax.Array:
-        return product("...ki,...kj->...ij" if tall else "...ik,...jk->...ij", y, y)
-
-    y, g = _prescaled(x.astype(state_dtype), table, prescale, eps, tall, gram)
-    for a, b, c in table.rows:
-        g = gram(y) if g is None else g
-        g = b * g + c * product("...ik,...kj->...ij", g, g)
-        y = a * y + (
-            product("...ik,...kj->...ij", y, g)
-            if tall
-            else product("...ik,...kj->...ij", g, y)
+    def _symmetric(self, indices, left, right, dtype, level: int = 0) -> jax.Array:
+        """Block by block, without the upper corner."""
+        axes = indices[0].index("i") - 2, indices[1].index("j") - 2
+        half = left.shape[axes[0]] // 2
+        if level == self.plan.symmetric or half == 0:
+            return self._product(indices, left, right, dtype)
+        first, last = jnp.split(left, [half], axes[0])
+        before, after = jnp.split(right, [half], axes[1])
+        top = self._symmetric(indices, first, before, dtype, level + 1)
+        bottom = self._symmetric(indices, last, after, dtype, level + 1)
+        corner = self._product(indices, last, before, dtype)
+        return jnp.concatenate(
+            [
+                jnp.concatenate([top, corner.mT], axis=-1),
+                jnp.concatenate([corner, bottom], axis=-1),
+            ],
+            axis=-2,
         )
-        g = None
-    return y.astype(x.dtype)
 
 
-def _prescaled(x, table, prescale, eps, tall, gram):
+def _standard(y, g, g2, table: PolarTable, products: _Products) -> jax.Array:
+    """Every step multiplies X."""
+    for row in table.rows:
+        g = products.gram(y) if g is None else g
+        y = row[0] * y + products.apply(products.polynomial(row, g, g2), y)
+        g = g2 = None
+    return y
+
+
+def _gram(y, g, g2, table: PolarTable, products: _Products) -> jax.Array:
+    """Steps multiply Q, a small square; X comes in at the restarts and at the end."""
+    restarts = products.plan.restarts
+    g = products.gram(y) if g is None else g
+    one = jnp.eye(g.shape[-1], dtype=g.dtype)
+    q = one
+    for k, row in enumerate(table.rows):
+        if k in restarts:
+            y = products.apply(q, y)
+            g = products.gram(y)
+        z = products.polynomial(row, g, g2)
+        first = k == 0 or k in restarts
+        q = row[0] * one + z if first else row[0] * q + products.square(q, z)
+        if k + 1 < len(table.rows) and k + 1 not in restarts:
+            bent = row[0] * g + products.square(g, z)
+            g = row[0] * bent + products.square(z, bent)
+        g2 = None
+    # A transpose that follows would be moved into the product, and on a CPU there is no
+    # half-precision product with both operands transposed.
+    return jax.lax.optimization_barrier(products.apply(q, y))
+
+
+def _prescaled(x, table, prescale, eps, products):
     """Scales x to a spectral norm of at most 1 / norm_factor.
 
-    Returns the scaled matrix and its Gram matrix, or None where the scale did not
-    need it.
+    Returns the scaled matrix, its Gram matrix and that one's square, None for those
+    which the scale did not need.
     """
     largest = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True)
     largest = jnp.where(largest == 0, 1.0, largest)  # zero stays zero, not 0 / 0
     y = x / largest
     eps = eps / largest
-    if prescale == "frobenius":
-        norm = jnp.sqrt(jnp.sum(y * y, axis=(-2, -1), keepdims=True))
+
+    def safe(norm):
         norm = table.norm_factor * norm + eps
-        return y / jnp.where(norm == 0, 1.0, norm), None
-    g = gram(y)
+        return jnp.where(norm == 0, 1.0, norm)
+
+    def length(a):
+        return jnp.sqrt(jnp.sum(a * a, axis=(-2, -1), keepdims=True))
+
+    if prescale == "frobenius":
+        return y / safe(length(y)), None, None
+    g = products.gram(y)
+    if prescale == "aol":
+        row = safe(jnp.sqrt(jnp.sum(jnp.abs(g), axis=-1, keepdims=True)))
+        return y / (row.mT if products.tall else row), g / row / row.mT, None
     if prescale == "schatten":
         # ||X||_S4^4 = tr(G^2) = ||G||_F^2
-        norm = jnp.sqrt(jnp.sqrt(jnp.sum(g * g, axis=(-2, -1), keepdims=True)))
-        norm = table.norm_factor * norm + eps
-        norm = jnp.where(norm == 0, 1.0, norm)
-        return y / norm, g / norm**2
-    row = jnp.sqrt(jnp.sum(jnp.abs(g), axis=-1, keepdims=True))
-    row = table.norm_factor * row + eps
-    row = jnp.where(row == 0, 1.0, row)
-    return y / (row.mT if tall else row), g / row / row.mT
+        norm = safe(jnp.sqrt(length(g)))
+        return y / norm, g / norm**2, None
+    # ||X||_S8^8 = tr(G^4) = ||G^2||_F^2, of a G of size 1: entries of G^2 may be large.
+    size = length(g)
+    size = jnp.where(size == 0, 1.0, size)
+    g = g / size
+    g2 = products.square(g, g)
+    norm = safe(jnp.sqrt(jnp.sqrt(length(g2)) * size))
+    return y / norm, g * (size / norm**2), g2 * (size / norm**2) ** 2

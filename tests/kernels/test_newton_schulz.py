@@ -334,7 +334,7 @@ def test_one_triple_runs_five_steps_and_a_list_of_one_runs_one():
 @pytest.mark.parametrize(
     ("coefficients", "steps", "said"),
     [
-        ("jorden", None, "known: jordan, polar_express, youjiacheng"),
+        ("jorden", None, "known: accurate, jordan, polar_express, turbo, you"),
         ("polar_express", 4, r"polar_express_rows\(steps=4\)"),
         ("youjiacheng", 6, "5 steps of its own, got steps=6"),
         ("jordan", 0, "got steps=0"),

@@ -1,0 +1,335 @@
+"""The forms of newton_schulz: one function, the promised cost, and what is refused."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optlab import kernels
+
+TABLES = ("jordan", "youjiacheng", "polar_express", "turbo", "accurate")
+FORMS = ("standard", "gram")
+WIDE = (32, 128)
+
+over_tables = pytest.mark.parametrize("table", TABLES)
+
+
+def spectrum(shape, s, seed=0):
+    """A matrix with given singular values, in float64."""
+    rng, k = np.random.default_rng(seed), min(shape)
+    u, v = (np.linalg.qr(rng.normal(size=(size, k)))[0] for size in shape)
+    return (u * s) @ v.T
+
+
+@functools.cache
+def hard(shape):
+    """Matrices that are hard for some form, in a stack."""
+    rng, k = np.random.default_rng(1), min(shape)
+    i = np.arange(1.0, k + 1)
+    huge = 1e-3 * rng.normal(size=shape)
+    huge[3, 5] = 1e3
+    column, row = rng.normal(size=(shape[0], 1)), rng.normal(size=shape[1])
+    return np.stack(
+        [
+            rng.normal(size=shape),
+            spectrum(shape, 1 / i),
+            spectrum(shape, 1 / i**2),
+            spectrum(shape, np.geomspace(1, 1e-3, k)),
+            spectrum(shape, np.geomspace(1, 1e-5, k)),
+            spectrum(shape, 1.0 * (i <= k // 8)),
+            column * row + 1e-3 * rng.normal(size=shape),
+            column * row,
+            np.zeros(shape),
+            huge,
+        ]
+    )
+
+
+def errors(x, y):
+    """Largest |s - 1| of y along the directions of x with s >= 1e-3 of the top one."""
+    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    along = np.einsum("bki,bkl,bil->bi", u, np.asarray(y, np.float64), vt)
+    return np.abs(along - 1)[(s >= 1e-3 * s[:, :1]) & (s > 0)].max()
+
+
+def largest(y):
+    return np.linalg.norm(np.asarray(y, np.float64), ord=2, axis=(-2, -1)).max()
+
+
+@over_tables
+@pytest.mark.parametrize("shape", [(64, 256), (24, 8)])
+def test_the_forms_are_one_function_in_float64(table, shape):
+    x = spectrum(shape, np.geomspace(1, 1e-5, min(shape)))
+    with jax.enable_x64(True):
+        standard, gram, blocks = (
+            kernels.newton_schulz(jnp.asarray(x), table, form=form, symmetric=levels)
+            for form, levels in (("standard", 0), ("gram", 0), ("gram", 2))
+        )
+    assert np.abs(standard - gram).max() < 1e-9
+    assert np.abs(standard - blocks).max() < 1e-9
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", [(7, 15), (15, 7), (2, 9, 9), (1, 1)])
+def test_blocks_of_any_size_give_the_plain_product(form, shape):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    plain, one, three = (
+        kernels.newton_schulz(x, form=form, symmetric=levels) for levels in (0, 1, 3)
+    )
+    np.testing.assert_allclose(one, plain, atol=485 * 2e-7)
+    np.testing.assert_allclose(three, plain, atol=485 * 2e-7)
+
+
+@over_tables
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_nothing_allowed_ends_above_one_point_three(table, form, dtype):
+    for shape in (WIDE, (32, 32)):
+        x = hard(shape)
+        # Directions of zero length hold noise, so they are bounded, not compared.
+        y = kernels.newton_schulz(
+            jnp.asarray(x, jnp.float32), table, form=form, compute_dtype=dtype
+        )
+        assert np.isfinite(y).all()
+        assert largest(y) <= 1.3
+        np.testing.assert_array_equal(y[8], 0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [("float32", 0.15), ("bfloat16", 0.22), ("float16", 0.22)]
+)
+def test_accurate_keeps_its_word_where_jordan_is_far(form, dtype, bound):
+    for shape in (WIDE, (32, 32)):
+        x = jnp.asarray(hard(shape), jnp.float32)
+        run = functools.partial(kernels.newton_schulz, compute_dtype=dtype, form=form)
+        assert errors(np.asarray(x, np.float64), run(x, "accurate")) <= bound
+        assert errors(np.asarray(x, np.float64), run(x, "jordan")) > 0.5
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", [(16, 4), (4, 16), (2, 16, 4)])
+def test_a_compiled_half_precision_product_may_be_transposed(form, shape):
+    run = functools.partial(
+        kernels.newton_schulz, compute_dtype="bfloat16", form=form, steps=2
+    )
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    there = jax.jit(lambda x: run(x.mT).mT)(x)
+    np.testing.assert_allclose(there, run(x), atol=0.05)
+    back = jax.jit(lambda x: run(x).mT)(x)
+    np.testing.assert_allclose(back.mT, run(x), atol=0.05)
+
+
+def test_half_precision_gram_without_its_restarts_would_run_away():
+    # What the restarts are there for: the table's own rows, run as one stretch each.
+    x = jnp.asarray(hard(WIDE), jnp.float32)
+    plan = kernels.polar_plan(WIDE, "accurate", form="gram", compute_dtype="bfloat16")
+    assert plan.restarts == (1, 2)
+    safe = kernels.newton_schulz(x, "accurate", compute_dtype="bfloat16", form="gram")
+    rows = kernels.polar_table("accurate").rows
+    half = x.astype(jnp.bfloat16).astype(jnp.float32)
+    norm = jnp.linalg.norm(half, axis=(1, 2), keepdims=True)
+    half = half / jnp.where(norm == 0, 1, norm)
+    g = jnp.einsum("bik,bjk->bij", half, half)
+    q = jnp.eye(WIDE[0])
+    for row in rows:
+        factor = sum(c * jnp.linalg.matrix_power(g, i) for i, c in enumerate(row))
+        q, g = q @ factor, g @ factor @ factor
+    rounded = q.astype(jnp.bfloat16).astype(jnp.float32)
+    assert largest(safe) < 1.2 < 1.3 < largest(rounded @ half)
+
+
+@pytest.mark.parametrize(
+    ("table", "form", "dtype", "square", "said"),
+    [
+        *(
+            (t, "gram", "bfloat16", "bfloat16", "may move a singular value by")
+            for t in TABLES[1:]
+        ),
+        ("polar_express", "gram", "float16", "float16", r"by 0\.023, it stands 0\.02"),
+        ("accurate", "standard", "bfloat16", "bfloat16", "in the standard form"),
+        ("accurate", "auto", "float32", "float16", "Use square_dtype='float32'"),
+    ],
+)
+def test_unsafe_combinations_are_refused(table, form, dtype, square, said):
+    with pytest.raises(ValueError, match=said):
+        kernels.newton_schulz(
+            jnp.eye(4),
+            table,
+            form=form,
+            compute_dtype=dtype,
+            square_dtype=square,
+        )
+
+
+def test_operands_too_coarse_for_every_restart_are_refused():
+    with pytest.raises(ValueError, match=r"with any restarts\. Use form='standard'"):
+        kernels.polar_plan(
+            (4, 8),
+            [(60.0, 0.0, 0.0), (1 / 60, 0.0, 0.0)],
+            form="gram",
+            compute_dtype="bfloat16",
+            square_dtype="float32",
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"form": "grams"}, "form 'grams' is not 'auto' or in"),
+        ({"symmetric": -1}, "symmetric counts levels of blocks, got -1"),
+        ({"symmetric": 0.5}, r"got 0\.5"),
+        ({"prescale": "l1"}, "prescale 'l1' is not in"),
+    ],
+)
+def test_unknown_wishes_are_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        kernels.newton_schulz(jnp.eye(4), **changes)
+
+
+def test_a_table_of_one_stretch_needs_no_restart_in_float32_and_few_below():
+    found = {
+        (table, square): kernels.polar_plan(
+            WIDE, table, form="gram", compute_dtype=dtype, square_dtype=square
+        ).restarts
+        for table in TABLES
+        for dtype, square in (("float32", "float32"), ("bfloat16", "float32"))
+    }
+    for table in TABLES:
+        assert found[table, "float32"] == {
+            "jordan": (3,),
+            "youjiacheng": (2,),
+            "polar_express": (2,),
+            "turbo": (2,),
+            "accurate": (1, 2),
+        }.get(table)
+    for table in TABLES:
+        assert kernels.polar_plan(WIDE, table, form="gram").restarts == ()
+
+
+# The price
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("symmetric", [0, 1])
+@pytest.mark.parametrize("table", ["jordan", "accurate"])
+def test_the_plan_tells_the_flops_of_the_compiled_program(form, symmetric, table):
+    shape = (128, 512)
+    plan = kernels.polar_plan(shape, table, form=form, symmetric=symmetric)
+    run = functools.partial(
+        kernels.newton_schulz, coefficients=table, form=form, symmetric=symmetric
+    )
+    compiled = jax.jit(run).lower(jax.ShapeDtypeStruct(shape, jnp.float32)).compile()
+    # Sums and scalings beside the products of 2 x 128 FLOPs an entry; the compiler
+    # repeats those of a block where it joins blocks.
+    bound = 1.12 if symmetric else 1.03
+    assert 1 < (compiled.cost_analysis() or {})["flops"] / plan.flops < bound
+
+
+def test_the_cost_is_the_published_formula():
+    for m, n in ((64, 64), (64, 96), (64, 192), (64, 256), (256, 64)):
+        m3, r = min(m, n) ** 3, max(m, n) / min(m, n)
+        of = functools.partial(kernels.polar_plan, (m, n), platform="cpu")
+        assert of(form="standard").flops == pytest.approx((20 * r + 10) * m3)
+        assert of(form="gram").flops == pytest.approx((4 * r + 34) * m3)
+        # One restart: 8 r + 28; bfloat16 operands with X only.
+        restarted = of(form="gram", compute_dtype="bfloat16", square_dtype="float32")
+        assert restarted.flops == pytest.approx((8 * r + 28) * m3)
+        assert restarted.time == pytest.approx((4 * r + 28) * m3)
+
+
+def test_accurate_costs_no_more_than_five_jordan_steps():
+    optax = functools.partial(kernels.polar_plan, form="standard")
+    for shape, plain, blocks in (((64, 256), 0.56, 0.45), ((64, 64), 1.0, 0.84)):
+        for symmetric, share in ((0, plain), (1, blocks)):
+            plan = kernels.polar_plan(shape, "accurate", symmetric=symmetric)
+            assert plan.flops <= share * optax(shape).flops
+
+
+@over_tables
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu", "neuron"])
+def test_the_choice_is_the_fastest_of_what_is_allowed(table, platform):
+    for n, dtype in itertools.product((64, 96, 112, 256, 4096), (None, "bfloat16")):
+        of = functools.partial(
+            kernels.polar_plan, (64, n), table, compute_dtype=dtype, platform=platform
+        )
+        chosen, apart = of(), [of(form=form) for form in FORMS]
+        assert chosen.time == min(plan.time for plan in apart)
+        if dtype is None and n > 112:
+            assert chosen.form == "gram"
+        if n == 64:
+            assert chosen.form == "standard"
+
+
+def test_what_is_planned_is_what_runs():
+    x = jnp.zeros((64, 256), jnp.float32)
+
+    def operands(**settings):
+        run = functools.partial(kernels.newton_schulz, **settings)
+        text = jax.jit(run).lower(x).as_text()
+        dots = [line for line in text.splitlines() if "dot_general" in line]
+        return len(dots), sum("bf16>, tensor" in line for line in dots)
+
+    assert operands() == (19, 0)
+    assert operands(form="standard") == (15, 0)
+    # X in bfloat16: to and from Q before and after one restart, the rest in float32.
+    mixed = {"compute_dtype": "bfloat16", "square_dtype": "float32"}
+    assert operands(form="gram", **mixed) == (18, 4)
+    assert operands(form="standard", **mixed) == (15, 10)
+
+
+# Rows of degree nine
+
+
+def image(s, row):
+    return np.polynomial.Polynomial(row)(s * s) * s
+
+
+def test_every_step_of_degree_nine_is_a_minimax_polynomial():
+    low, (row,) = 0.1, kernels.minimax_rows(0.1, (9,), safety=1, cushion=0)
+    s = np.linspace(low, 1, 100_001)
+    error = image(s, row) - 1
+    turns = error[1:-1][np.diff(np.sign(np.diff(error))) != 0]
+    ripple = np.concatenate([error[:1], turns, error[-1:]])
+    signs = np.array([-1, 1, -1, 1, -1, 1])
+    np.testing.assert_allclose(ripple, np.abs(error).max() * signs, rtol=1e-5)
+
+
+def test_mixed_degrees_reach_further_down_for_the_same_products():
+    def error(degrees):
+        s = np.geomspace(1e-3, 1, 20_001)
+        for row in kernels.minimax_rows(1e-3, degrees, safety=1):
+            s = image(s, row)
+        return np.abs(s - 1).max()
+
+    assert error((5,) * 5) == pytest.approx(0.121, abs=1e-3)
+    assert error((9, 9, 9, 5)) == pytest.approx(0.0696, abs=1e-3)
+    assert error((9,) * 4) == pytest.approx(0.0122, abs=1e-3)
+    five, mixed = (
+        kernels.polar_plan((64, 64), kernels.minimax_rows(1e-3, degrees)).flops
+        for degrees in ((5,) * 5, (9, 9, 9, 5))
+    )
+    assert five == mixed
+
+
+def test_rows_of_degree_nine_end_in_the_series_of_the_square_root():
+    rows = kernels.minimax_rows(1e-3, (9,) * 8, safety=1)
+    series = np.array([315, -420, 378, -180, 35]) / 128
+    np.testing.assert_allclose(rows[-1], series, rtol=1e-12)
+
+
+@pytest.mark.parametrize("safety", [1, 1.02])
+def test_rows_of_degree_nine_are_finite_over_the_range_of_arguments(safety):
+    for lower, cushion in itertools.product((0.9, 0.1, 1e-3, 1e-6), (0, 0.02, 0.5)):
+        rows = kernels.minimax_rows(lower, (9,) * 6, safety=safety, cushion=cushion)
+        assert np.isfinite(rows).all()
+
+
+def test_other_degrees_are_refused():
+    with pytest.raises(ValueError, match=r"degrees must be 5 or 9, got \(7,\)"):
+        kernels.minimax_rows(1e-3, (7,))
+    with pytest.raises(ValueError, match=r"got \(\)"):
+        kernels.minimax_rows(1e-3, ())

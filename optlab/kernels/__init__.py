@@ -5,6 +5,7 @@ A kernel maps (..., m, n) to (..., m, n). It sees no mesh, tree, name, step or r
 
 from optlab.kernels._blocks import merge_blocks as merge_blocks
 from optlab.kernels._blocks import split_blocks as split_blocks
+from optlab.kernels._dual_norm import by_dual_norm as by_dual_norm
 from optlab.kernels._eigenbasis import eigenbasis as eigenbasis
 from optlab.kernels._eigenbasis import refresh_eigenbasis as refresh_eigenbasis
 from optlab.kernels._kronecker import axis_product as axis_product

@@ -20,6 +20,7 @@ from optlab.optimizers._nadamw import nadamw as nadamw
 from optlab.optimizers._normuon import ScaleByNormuonState as ScaleByNormuonState
 from optlab.optimizers._normuon import normuon as normuon
 from optlab.optimizers._normuon import scale_by_normuon as scale_by_normuon
+from optlab.optimizers._qk_clip import qk_clip as qk_clip
 from optlab.optimizers._scale import ScaleByScaleState as ScaleByScaleState
 from optlab.optimizers._scale import column_views as column_views
 from optlab.optimizers._scale import scale as scale

@@ -3,6 +3,7 @@
 kernels      array -> array
 schedules    step -> value
 laws         (schedule, constants) -> predicted loss
+estimators   (loss, params, key) -> tree shaped like the parameters
 probes       instruments that measure a run and never change it
 optimizers   hyperparameters -> GradientTransformation
 wrappers     GradientTransformation -> GradientTransformation
@@ -17,6 +18,7 @@ testing      the conformance suite
 
 from optlab import catalog as catalog
 from optlab import controllers as controllers
+from optlab import estimators as estimators
 from optlab import inspection as inspection
 from optlab import kernels as kernels
 from optlab import laws as laws

@@ -29,4 +29,38 @@ ROWS: tuple[Row, ...] = (
             "nonfinite_stays_in_its_leaf": _ONE_MATRIX,
         },
     ),
+    Row(
+        "adahessian",
+        optimizers.adahessian,
+        "optimizers",
+        "curvature",
+        Paper(
+            "Yao et al.",
+            "AdaHessian: an adaptive second order optimizer for machine learning",
+            2020,
+            "https://arxiv.org/abs/2006.00719",
+        ),
+        needs=("hessian_diag",),
+        defaults={"learning_rate": 0.15},
+        static=(
+            *("abs_before_average", "accumulator_dtype", "average", "every", "mask"),
+            "views",
+        ),
+    ),
+    Row(
+        "sophia",
+        optimizers.sophia,
+        "optimizers",
+        "curvature",
+        Paper(
+            "Liu et al.",
+            "Sophia: a scalable stochastic second-order optimizer for language model"
+            " pre-training",
+            2023,
+            "https://arxiv.org/abs/2305.14342",
+        ),
+        needs=("hessian_diag",),
+        defaults={"learning_rate": 1e-3},
+        static=("every", "mask"),
+    ),
 )

@@ -3,12 +3,18 @@
 `scale_by_x` has no learning rate and no sign; `x(learning_rate, ...)` has both.
 """
 
+from optlab.optimizers._adahessian import ScaleByAdahessianState as ScaleByAdahessianState
+from optlab.optimizers._adahessian import adahessian as adahessian
+from optlab.optimizers._adahessian import scale_by_adahessian as scale_by_adahessian
 from optlab.optimizers._adamw import adamw as adamw
 from optlab.optimizers._fedhyper import ScaleByFedhyperState as ScaleByFedhyperState
 from optlab.optimizers._fedhyper import fedhyper as fedhyper
 from optlab.optimizers._fedhyper import fedhyper_client_factor as fedhyper_client_factor
 from optlab.optimizers._fedhyper import fedhyper_server_rate as fedhyper_server_rate
 from optlab.optimizers._fedhyper import scale_by_fedhyper as scale_by_fedhyper
+from optlab.optimizers._galore import ScaleByGaloreState as ScaleByGaloreState
+from optlab.optimizers._galore import galore as galore
+from optlab.optimizers._galore import scale_by_galore as scale_by_galore
 from optlab.optimizers._lion import lion as lion
 from optlab.optimizers._mfac import ScaleByMfacState as ScaleByMfacState
 from optlab.optimizers._mfac import mfac as mfac
@@ -26,3 +32,7 @@ from optlab.optimizers._scale import column_views as column_views
 from optlab.optimizers._scale import scale as scale
 from optlab.optimizers._scale import scale_by_scale as scale_by_scale
 from optlab.optimizers._sgd import sgd as sgd
+from optlab.optimizers._soap import ScaleBySoapState as ScaleBySoapState
+from optlab.optimizers._soap import scale_by_soap as scale_by_soap
+from optlab.optimizers._soap import soap as soap
+from optlab.optimizers._sophia import sophia as sophia

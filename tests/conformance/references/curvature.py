@@ -3,6 +3,8 @@
 import jax
 import numpy as np
 
+from tests.conformance.references.walking import each_leaf
+
 
 def mfac(h):
     """The Fisher matrix in full, and a dense solve."""
@@ -31,4 +33,32 @@ def mfac(h):
     return reference
 
 
-REFERENCES = {"mfac": mfac}
+def adahessian(h):
+    """The suite's curvature is 1 everywhere, so every block has it too."""
+
+    def step(p, g, t, memory):
+        m, v = (0.0, 0.0) if memory is None else memory
+        m = h["b1"] * m + (1 - h["b1"]) * g
+        v = h["b2"] * v + (1 - h["b2"]) * 1.0**2
+        curvature = np.sqrt(v / (1 - h["b2"] ** t)) ** h["hessian_power"]
+        u = m / (1 - h["b1"] ** t) / (curvature + h["eps"])
+        return p - h["learning_rate"] * (u + h["weight_decay"] * p), (m, v)
+
+    return each_leaf(step)
+
+
+def sophia(h):
+    def step(p, g, t, memory):
+        m, curvature = (0.0, 0.0) if memory is None else memory
+        m = h["b1"] * m + (1 - h["b1"]) * g
+        mean = m / (1 - h["b1"] ** t)
+        u = mean / max(h["gamma"] * curvature, h["eps"])
+        u = np.clip(u, -h["clip"], h["clip"])
+        if (t - 1) % h["every"] == 0:  # after the step that did not use it
+            curvature = h["b2"] * curvature + (1 - h["b2"]) * 1.0
+        return p - h["learning_rate"] * (u + h["weight_decay"] * p), (m, curvature)
+
+    return each_leaf(step)
+
+
+REFERENCES = {"adahessian": adahessian, "mfac": mfac, "sophia": sophia}

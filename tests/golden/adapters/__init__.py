@@ -6,6 +6,7 @@ finds it by the json's `reference_class`. A file here covers one family.
 """
 
 from tests.golden.adapters import (
+    adahessian,
     lion,
     mfac,
     muon,
@@ -20,6 +21,7 @@ from tests.golden.adapters import (
 )
 
 ADAPTERS = {
+    **adahessian.ADAPTERS,
     **lion.ADAPTERS,
     **mfac.ADAPTERS,
     **muon.ADAPTERS,

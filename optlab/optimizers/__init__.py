@@ -19,6 +19,12 @@ from optlab.optimizers._lion import lion as lion
 from optlab.optimizers._mfac import ScaleByMfacState as ScaleByMfacState
 from optlab.optimizers._mfac import mfac as mfac
 from optlab.optimizers._mfac import scale_by_mfac as scale_by_mfac
+from optlab.optimizers._mkor import ScaleByMkorState as ScaleByMkorState
+from optlab.optimizers._mkor import mkor as mkor
+from optlab.optimizers._mkor import scale_by_mkor as scale_by_mkor
+from optlab.optimizers._mkor_h import ScaleByMkorHState as ScaleByMkorHState
+from optlab.optimizers._mkor_h import mkor_h as mkor_h
+from optlab.optimizers._mkor_h import scale_by_mkor_h as scale_by_mkor_h
 from optlab.optimizers._muon import ScaleByMuonState as ScaleByMuonState
 from optlab.optimizers._muon import muon as muon
 from optlab.optimizers._muon import scale_by_muon as scale_by_muon

@@ -7,6 +7,7 @@ finds it by the json's `reference_class`. A file here covers one family.
 
 from tests.golden.adapters import (
     adahessian,
+    galore,
     lion,
     mfac,
     muon,
@@ -32,5 +33,6 @@ ADAPTERS = {
     **torch_schedules.ADAPTERS,
     **transformers_schedules.ADAPTERS,
     **open_ended.ADAPTERS,
+    **galore.ADAPTERS,
     **scale.ADAPTERS,
 }

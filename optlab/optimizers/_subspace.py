@@ -1,0 +1,264 @@
+"""What low-memory optimizers share: whole stacks, sides of a matrix, Adam's moments."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType, PartitionSpec
+
+from optlab import kernels, links, trees
+
+SIDES = ("short", "long", "in", "out", "both")
+
+# (..., m, n), rank -> orthonormal (..., m, rank)
+Basis = Callable[[jax.Array, int], jax.Array]
+Bases = tuple[jax.Array | None, jax.Array | None]
+
+
+def on_whole_matrices(
+    who: str,
+    views: Any,
+    state_type: Any,
+    init: Callable[[list[Any]], tuple[Any, ...]],
+    update: Callable[[list[jax.Array], Any], tuple[list[jax.Array], tuple[Any, ...]]],
+    complaint: Callable[[int, int], str | None] = lambda m, n: None,
+) -> optax.GradientTransformationExtraArgs:
+    """Makes a transformation of a tree from what is done to stacks of its matrices.
+
+    For methods whose state is small and not shaped like the parameters. On a mesh every
+    device sees whole matrices and keeps the whole state; updates go back to where the
+    gradients lie. Gradients are widened to float32; updates leave in their own dtype.
+
+    Args:
+      who: Name of the method, for errors.
+      views: As for `trees.leaf_views`; a leaf that is no matrix raises.
+      state_type: NamedTuple of `count` (updates so far) and the fields below.
+      init: From `jax.ShapeDtypeStruct` of every stack, (k, m, n) fan-in by fan-out, one
+        for each matrix shape, to the fields of the first state.
+      update: From the stacks of gradients and the state to stacks of updates and the
+        fields of the next state.
+      complaint: Says what is wrong with matrices of shape (m, n), or None.
+
+    Returns:
+      The transformation. A tree without matrices has a zero for each field.
+
+    Raises:
+      ValueError: If there is a complaint about a leaf; matrices without entries have
+        none.
+    """
+
+    def stacked(tree: Any) -> tuple[list[jax.Array], Callable[..., Any]]:
+        return trees.matrix_stacks(who, tree, views, resharding=True)
+
+    def first(params: optax.Params) -> Any:
+        count = jnp.zeros((), jnp.int32)
+        if not jax.tree.leaves(params):
+            # So asks `optax.tree.map_params`, too, to which a leaf stands for buffers
+            # not shaped like parameters; an empty list would not.
+            return state_type(count, *(jnp.zeros(()) for _ in state_type._fields[1:]))
+        shapes = jax.tree.map(
+            lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), links.widen(params)
+        )
+        _refuse(who, shapes, views, complaint)
+
+        def stacks() -> list[jax.Array]:
+            # Arrays made here all lie alike, as the whole gradients of an update do.
+            return stacked(optax.tree.zeros_like(shapes))[0]
+
+        return state_type(count, *init(jax.eval_shape(stacks)))
+
+    def step(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        del params, extra_args
+        count = jnp.asarray(optax.safe_increment(state.count))
+        if not jax.tree.leaves(updates):
+            return updates, state._replace(count=count)
+        stacks, restore = stacked(jax.tree.map(_whole, links.widen(updates)))
+        changed, fields = update(stacks, state)
+        out = jax.tree.map(_like_update, restore(changed), updates)
+        return out, state_type(count, *jax.tree.map(_kept_whole, fields))
+
+    return optax.GradientTransformationExtraArgs(first, step)
+
+
+def _refuse(who: str, shapes: Any, views: Any, complaint: Any) -> None:
+    """Raises with the first leaf whose matrices there is a complaint about."""
+    found = trees.leaf_views(who, shapes, views)
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    for (path, leaf), view in zip(leaves, found, strict=True):
+        for stack in jax.eval_shape(lambda x, v=view: trees.to_matrices(x, v), leaf):
+            words = complaint(*stack.shape[1:]) if stack.size else None
+            if words:
+                name = trees.path_string(path)
+                raise ValueError(
+                    f"{who}: leaf {name!r} has shape {leaf.shape}; {words}"
+                )
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    """Copies an array to all devices of a mesh with Explicit axes."""
+    spec = jax.typeof(x).sharding.spec
+    return jax.reshard(x, PartitionSpec()) if any(spec) else x
+
+
+def _like_update(x: jax.Array, update: jax.Array) -> jax.Array:
+    """Gives an update the dtype and, with Explicit axes, the place of its gradient."""
+    sharding = jax.typeof(update).sharding
+    x = x.astype(update.dtype)
+    return jax.reshard(x, sharding) if any(sharding.spec) else x
+
+
+def _kept_whole(x: jax.Array) -> jax.Array:
+    """Tells the compiler, which places things on Auto axes, to keep a buffer whole."""
+    if AxisType.Auto in jax.sharding.get_abstract_mesh().axis_types:
+        return jax.lax.with_sharding_constraint(x, PartitionSpec())
+    return x
+
+
+def require_known(who: str, name: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises if the value of an argument is not among the known words."""
+    if value not in known:
+        raise ValueError(f"{who}: {name} must be one of {known}, got {value!r}")
+
+
+def require_positive(who: str, **numbers: int) -> None:
+    """Raises unless the arguments, by name, are integers of at least 1."""
+    for name, value in numbers.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"{who}: {name} must be an integer of 1 or more, got {value!r}"
+            )
+
+
+def too_few_directions(rank: int) -> Callable[[int, int], str | None]:
+    """Makes the complaint about matrices that have fewer directions than `rank`."""
+
+    def complaint(m: int, n: int) -> str | None:
+        if rank <= min(m, n):
+            return None
+        return (
+            f"its matrices of shape ({m}, {n}) have {min(m, n)} directions, which rank="
+            f"{rank} exceeds. Lower the rank, or send such leaves to `rest` with"
+            " views=functools.partial(trees.matrix_views, rules=[(pattern, None)])."
+        )
+
+    return complaint
+
+
+def sides(side: str, m: int, n: int) -> tuple[bool, bool]:
+    """Tells whether the fan-in, and whether the fan-out, of (m, n) is projected."""
+    # Of a square matrix the fan-in is the short side: in the layout of the authors of
+    # GaLore, (out, in), rows >= columns means a projector of the columns.
+    left = {"in": True, "out": False, "short": m <= n, "long": m > n, "both": True}
+    return left[side], side == "both" or not left[side]
+
+
+def empty_bases(shapes: list[Any], rank: int, side: str) -> list[Bases]:
+    """Makes bases of zeros for stacks of these shapes."""
+
+    def empty(x: Any, size: int, wanted: bool) -> jax.Array | None:
+        directions = min(rank, *x.shape[1:])
+        return jnp.zeros((x.shape[0], size, directions), x.dtype) if wanted else None
+
+    found = []
+    for x in shapes:
+        m, n = x.shape[1:]
+        left, right = sides(side, m, n)
+        found.append((empty(x, m, left), empty(x, n, right)))
+    return found
+
+
+def new_bases(stacks: list[jax.Array], bases: list[Bases], basis: Basis) -> list[Bases]:
+    """Finds bases of the shapes of `bases` for the ranges of these gradients."""
+
+    def find(x: jax.Array, old: jax.Array | None) -> jax.Array | None:
+        if old is None or not old.size:
+            return old
+        return basis(x, old.shape[-1]).astype(old.dtype)
+
+    return [
+        (find(x, left), find(x.mT, right))
+        for x, (left, right) in zip(stacks, bases, strict=True)
+    ]
+
+
+def in_bases(stacks: list[jax.Array], bases: list[Bases]) -> list[jax.Array]:
+    """Returns the coordinates of each stack."""
+    return [kernels.project(x, *b) for x, b in zip(stacks, bases, strict=True)]
+
+
+def out_of_bases(lows: list[jax.Array], bases: list[Bases]) -> list[jax.Array]:
+    """Returns the stacks that have these coordinates."""
+    return [kernels.lift(x, *b) for x, b in zip(lows, bases, strict=True)]
+
+
+def first_moments(shapes: list[Any], bases: list[Bases]) -> list[jax.Array]:
+    """Makes zeros for the coordinates of each stack."""
+    lows = jax.eval_shape(in_bases, shapes, bases)
+    return [jnp.zeros(low.shape, low.dtype) for low in lows]
+
+
+def adam(
+    grads: list[jax.Array],
+    mu: list[jax.Array],
+    nu: list[jax.Array],
+    b1: float | jax.Array,
+    b2: float | jax.Array,
+    eps: float | jax.Array,
+) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array]]:
+    """Returns mu / (sqrt(nu) + eps) without bias correction, next mu and next nu."""
+    mu = [
+        (b1 * m + (1 - b1) * g).astype(m.dtype) for g, m in zip(grads, mu, strict=True)
+    ]
+    nu = [
+        (b2 * v + (1 - b2) * g * g).astype(v.dtype)
+        for g, v in zip(grads, nu, strict=True)
+    ]
+    return [m / (jnp.sqrt(v) + eps) for m, v in zip(mu, nu, strict=True)], mu, nu
+
+
+def correction(
+    count: jax.Array, b1: float | jax.Array, b2: float | jax.Array
+) -> jax.Array:
+    """Returns sqrt(1 - b2^t) / (1 - b1^t) for the t-th update, count = t - 1."""
+    t = jnp.asarray(optax.safe_increment(count))
+    return jnp.sqrt(1 - b2**t) / (1 - b1**t)
+
+
+def step_and_decay(
+    learning_rate: float | jax.Array | optax.Schedule,
+    weight_decay: float | jax.Array,
+    mask: Any,
+    decay_order: str,
+) -> optax.GradientTransformationExtraArgs:
+    """Multiplies by the rate and decays: 'after' the step, or 'together' with it."""
+    rate = links.scale_by_learning_rate(learning_rate)
+    decay = optax.add_decayed_weights(weight_decay, mask)
+    if decay_order == "together":
+        return optax.chain(decay, rate)
+
+    def init(params: optax.Params) -> Any:
+        return decay.init(params), rate.init(params)
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        del extra_args
+        step, rate_state = rate.update(updates, state[1])
+        there = params if params is None else jax.tree.map(jnp.add, params, step)
+        pull = jax.tree.map(jnp.zeros_like, step)
+        pull, decay_state = decay.update(pull, state[0], there)
+        # The same state: both move at the rate of this step.
+        pull, _ = rate.update(pull, state[1])
+        return jax.tree.map(jnp.add, step, pull), (decay_state, rate_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)

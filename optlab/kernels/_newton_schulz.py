@@ -1,14 +1,18 @@
 """Newton-Schulz iteration for the polar factor of a matrix."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from optlab.kernels import _polar_coefficients, _polar_plan
 from optlab.kernels._polar_coefficients import PRESCALES, PolarTable, Row
+from optlab.kernels._polar_plan import PolarPlan
+
+BATCHINGS = ("auto", "stack", "loop")
 
 
 def newton_schulz(
@@ -24,6 +28,7 @@ def newton_schulz(
     symmetric: int = 0,
     prescale: str | None = None,
     eps: float | jax.Array = 0.0,
+    batching: str = "auto",
 ) -> jax.Array:
     """Replaces the singular values of a matrix by values near 1.
 
@@ -70,6 +75,10 @@ def newton_schulz(
         sum of G, which is near too but not invariant under rotations, so its limit is
         not the polar factor of X.
       eps: Added to the norm, in units of x; with it tiny matrices shrink to zero.
+      batching: 'stack' takes all matrices through each product together; 'loop' takes
+        one after the other and writes it into the stack's own memory, which must not
+        be sharded along its leading axes. 'auto' is 'loop' where the only device is a
+        CPU, which one matrix keeps busy, and 'stack' elsewhere.
 
     Returns:
       Array, shape (..., m, n), dtype of x.
@@ -115,26 +124,58 @@ def newton_schulz(
         square_dtype=square_dtype,
         symmetric=symmetric,
     )
+    if batching not in BATCHINGS:
+        raise ValueError(f"newton_schulz: batching {batching!r} is not in {BATCHINGS}")
     if x.size == 0:
         return x
-    # One matrix: a batched product of batch one costs time and memory.
-    single = math.prod(x.shape[:-2]) == 1
-    y = x.reshape(x.shape[-2:]) if single else x
-    state_dtype = jnp.promote_types(x.dtype, jnp.float32)
-    state_dtype = jnp.promote_types(state_dtype, plan.operand_dtype)
-    products = _Products(plan, x.shape[-2] > x.shape[-1], state_dtype)
-    y, g, g2 = _prescaled(y.astype(state_dtype), table, prescale, eps, products)
+    lead, matrix = x.shape[:-2], x.shape[-2:]
+    one = _polar(plan, table, prescale)
+    if math.prod(lead) == 1:
+        # A batched product of batch one costs time and memory.
+        return one(x.reshape(matrix), eps).reshape(x.shape)
+    if batching == "auto":
+        alone = jax.default_backend() == "cpu" and jax.device_count() == 1
+        whole = not any(jax.typeof(x).sharding.spec)
+        batching = "loop" if alone and whole else "stack"
+    if batching == "stack":
+        return one(x, eps)
+    each = jnp.broadcast_to(jnp.asarray(eps, plan.state_dtype), (*lead, 1, 1))
+    stack = x.reshape(-1, *matrix), each.reshape(-1, 1, 1)
+    body = _in_place(plan, table, prescale)
+    return jax.lax.fori_loop(0, math.prod(lead), body, stack)[0].reshape(x.shape)
+
+
+@functools.cache  # one function for one computation: without jit it is compiled once
+def _in_place(plan: PolarPlan, table: PolarTable, prescale: str) -> Callable:
+    """Returns the step of a loop that replaces matrix i of a stack."""
+    one = _polar(plan, table, prescale)
+
+    def body(i, carry):
+        stack, eps = carry
+        return stack.at[i].set(one(stack[i], eps[i])), eps
+
+    return body
+
+
+def _polar(plan: PolarPlan, table: PolarTable, prescale: str) -> Callable:
+    """Returns (x, eps) -> the result, for one matrix or for a stack."""
     iterate = _gram if plan.form == "gram" else _standard
-    return iterate(y, g, g2, table, products).astype(x.dtype).reshape(x.shape)
+
+    def one(x, eps):
+        products = _Products(plan, x.shape[-2] > x.shape[-1])
+        wide = x.astype(plan.state_dtype)
+        start = _prescaled(wide, table, prescale, eps, products)
+        return iterate(*start, table, products).astype(x.dtype)
+
+    return one
 
 
 @dataclasses.dataclass(frozen=True)
 class _Products:
     """The products of a plan, for a wide X or a tall one."""
 
-    plan: _polar_plan.PolarPlan
+    plan: PolarPlan
     tall: bool
-    state_dtype: jax.typing.DTypeLike
 
     def gram(self, y: jax.Array) -> jax.Array:
         indices = ("ki", "kj") if self.tall else ("ik", "jk")
@@ -161,7 +202,7 @@ class _Products:
             right.astype(dtype),
             # On TPU the default would round float32 operands to bfloat16.
             precision="highest",
-            preferred_element_type=self.state_dtype,
+            preferred_element_type=self.plan.state_dtype,
         )
 
     def _symmetric(self, indices, left, right, dtype, level: int = 0) -> jax.Array:

@@ -36,6 +36,7 @@ class PolarPlan:
       restarts: Steps, from 0, before which the Gram form applies what it has to X.
       operand_dtype: Dtype of the operands of products with X.
       square_dtype: Dtype of the operands of products of Gram matrices.
+      state_dtype: Dtype of X, G and Q between the products.
       symmetric: Levels of blocks of the products whose result is symmetric.
       flops: FLOPs of all products, for one matrix.
       time: The same in units of one FLOP in float32 on the platform.
@@ -45,6 +46,7 @@ class PolarPlan:
     restarts: tuple[int, ...]
     operand_dtype: str
     square_dtype: str
+    state_dtype: str
     symmetric: int
     flops: float
     time: float
@@ -146,7 +148,8 @@ def polar_plan(
             flops, time = _cost(
                 table, candidate, found, (m, n), symmetric, platform, operand, square
             )
-            names = operand.name, square.name
+            state = jnp.promote_types(wide, operand)
+            names = operand.name, square.name, state.name
             plans.append(PolarPlan(candidate, found, *names, symmetric, flops, time))
     if not plans:
         raise ValueError(f"newton_schulz: {refusals[0]}")

@@ -277,6 +277,52 @@ def test_what_is_planned_is_what_runs():
     assert operands(form="standard", **mixed) == (15, 10)
 
 
+# Stacks
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", [(3, 4, 12), (2, 2, 12, 4)])
+def test_a_loop_gives_what_the_stack_gives(form, shape):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    eps = jnp.asarray(np.random.default_rng(1).uniform(size=(*shape[:-2], 1, 1)))
+    for value in (0.0, eps.astype(jnp.float32)):
+        loop, stack = (
+            kernels.newton_schulz(x, form=form, batching=batching, eps=value)
+            for batching in ("loop", "stack")
+        )
+        assert loop.dtype == x.dtype
+        np.testing.assert_allclose(loop, stack, atol=485 * 2e-7)
+
+
+def test_a_loop_differentiates_and_keeps_the_dtype():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 6)), jnp.float32)
+    loop, stack = (
+        jax.grad(lambda x, b=b: kernels.newton_schulz(x, batching=b)[:, 0].sum())(x)
+        for b in ("loop", "stack")
+    )
+    np.testing.assert_allclose(loop, stack, atol=1e-3)
+    half = kernels.newton_schulz(x.astype(jnp.bfloat16), batching="loop")
+    assert half.dtype == jnp.bfloat16
+
+
+def test_a_loop_works_in_the_memory_of_its_stack():
+    x = jax.ShapeDtypeStruct((8, 32, 128), jnp.float32)
+
+    def memory(batching):
+        run = functools.partial(kernels.newton_schulz, batching=batching)
+        compiled = jax.jit(run, donate_argnums=0).lower(x).compile()
+        used = compiled.memory_analysis()
+        assert used is not None
+        return used.temp_size_in_bytes / (4 * x.size)
+
+    assert memory("loop") < 0.6 < 1 < memory("stack")
+
+
+def test_an_unknown_batching_is_refused():
+    with pytest.raises(ValueError, match="batching 'map' is not in"):
+        kernels.newton_schulz(jnp.ones((2, 3, 3)), batching="map")
+
+
 # Rows of degree nine
 
 

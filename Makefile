@@ -15,7 +15,7 @@ check:  ## what machines read
 	$(PYTHON) -m pyright --pythonpath "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
 
 test:  ## the tests that a pull request must pass
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2
 
 test-all:  ## the slow ones as well
 	$(PYTHON) -m pytest -m ""

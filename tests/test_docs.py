@@ -124,7 +124,7 @@ def test_the_example_of_the_readme_prints_what_it_says(capsys):
 def test_the_readme_opens_with_the_two_commands():
     first_screen = (ROOT / "README.md").read_text(encoding="utf-8")[:600]
     assert "pip install -e '.[lab]' && optlab race" in first_screen
-    assert "pip install -e '.[test]' && pytest" in first_screen
+    assert "pip install -e '.[test]' && pytest -n 2" in first_screen
 
 
 @pytest.fixture(scope="module")

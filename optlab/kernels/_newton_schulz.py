@@ -96,7 +96,7 @@ def newton_schulz(
       ...     print(f"{name}: {a:.4f} {b:.4f}")
       jordan: 0.7229 1.1192
       polar_express: 0.9468 0.8783
-      accurate: 1.0861 0.9217
+      accurate: 0.9516 1.0715
 
     Source:
       K. Jordan et al., "Muon", 2024; Boissin et al., "Turbo-Muon" (AOL), 2025;

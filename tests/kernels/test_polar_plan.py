@@ -48,6 +48,10 @@ def hard(shape):
     )
 
 
+def image(s, row):
+    return np.polynomial.Polynomial(row)(s * s) * s
+
+
 def errors(x, y):
     """Largest |s - 1| of y along the directions of x with s >= 1e-3 of the top one."""
     u, s, vt = np.linalg.svd(x, full_matrices=False)
@@ -70,6 +74,25 @@ def test_the_forms_are_one_function_in_float64(table, shape):
         )
     assert np.abs(standard - gram).max() < 1e-9
     assert np.abs(standard - blocks).max() < 1e-9
+
+
+@over_tables
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("prescale", "p"), [("frobenius", 2), ("schatten8", 8)])
+def test_singular_values_go_through_the_table(table, form, prescale, p):
+    x = spectrum((6, 15), np.geomspace(1, 0.02, 6))
+    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    chosen = kernels.polar_table(table)
+    s = s / (chosen.norm_factor * np.sum(s**p) ** (1 / p))
+    for row in chosen.rows:
+        s = image(s, row)
+    for scale in (1, 1e30, 1e-30):
+        with jax.enable_x64(True):
+            got = kernels.newton_schulz(
+                jnp.asarray(scale * x), table, form=form, prescale=prescale
+            )
+        # Float64 rounding times the slope at zero, twice in the Gram form.
+        np.testing.assert_allclose(got, (u * s) @ vt, atol=1e-10)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -324,10 +347,6 @@ def test_an_unknown_batching_is_refused():
 
 
 # Rows of degree nine
-
-
-def image(s, row):
-    return np.polynomial.Polynomial(row)(s * s) * s
 
 
 def test_every_step_of_degree_nine_is_a_minimax_polynomial():

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AxisType, PartitionSpec
 
 from optlab import trees
 
@@ -237,6 +238,95 @@ def in_float32(
         return jax.tree.map(lambda w, u: w.astype(u.dtype), wide, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def settled(x: jax.Array) -> jax.Array:
+    """Keeps a small buffer of the state whole on meshes with Auto axes.
+
+    Left to the compiler, a few numbers made from a sharded leaf lie on one device here
+    and on another there, and move from step to step.
+
+    Args:
+      x: Buffer, before it is returned by `init` or `update`.
+
+    Returns:
+      The buffer, on every device if the mesh in force has Auto axes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optlab import links
+      >>> print(links.settled(jnp.ones(2)))
+      [1. 1.]
+
+    Source:
+      Written for this library.
+    """
+    if AxisType.Auto in jax.sharding.get_abstract_mesh().axis_types:
+        return jax.lax.with_sharding_constraint(x, PartitionSpec())
+    return x
+
+
+def add_decayed_weights(
+    weight_decay: float | jax.Array, mask: Any = None, *, cautious: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """Adds decoupled weight decay, on request only where it helps the update.
+
+        u_i = u_i + weight_decay w_i                          plain
+        u_i = u_i + weight_decay w_i   where u_i w_i >= 0     cautious
+
+    Updates have no sign yet: where u_i w_i > 0 the step -eta u_i shrinks the weight, as
+    decay does. Elsewhere the optimizer wants the weight to grow, and cautious decay
+    does not hold it back; it changes how fast training gets there, not the stationary
+    points of the loss.
+
+    Args:
+      weight_decay: Factor on the weights.
+      mask: Which leaves decay: tree of booleans or a function of the parameters.
+      cautious: Whether to decay only as above.
+
+    Returns:
+      A transformation that needs the parameters and keeps no state.
+
+    Raises:
+      ValueError: If the parameters are missing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optlab import links
+      >>> tx = links.add_decayed_weights(0.5, cautious=True)
+      >>> w, u = jnp.array([2.0, 2.0]), jnp.array([1.0, -1.0])
+      >>> print(tx.update(u, tx.init(w), w)[0])
+      [ 2. -1.]
+
+    Source:
+      I. Loshchilov, F. Hutter, 2017, arXiv:1711.05101 (plain, as Optax has it); L. Chen
+      et al., "Cautious weight decay", 2025, arXiv:2510.12402.
+    """
+    if not cautious:
+        return optax.with_extra_args_support(
+            optax.add_decayed_weights(weight_decay, mask)
+        )
+
+    def decay(u: jax.Array, w: jax.Array) -> jax.Array:
+        return jnp.where(u * w >= 0, u + weight_decay * w, u).astype(u.dtype)
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        del extra_args
+        if params is None:
+            raise ValueError(
+                "add_decayed_weights: needs the parameters: update(..., params)"
+            )
+        return jax.tree.map(decay, updates, params), state
+
+    link = optax.GradientTransformationExtraArgs(
+        lambda params: optax.EmptyState(), update
+    )
+    return link if mask is None else optax.masked(link, mask)
 
 
 def matrices_and_rest(

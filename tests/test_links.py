@@ -299,3 +299,35 @@ def test_arguments_of_the_matrices_are_checked_before_any_tree_is_seen():
 
     with pytest.raises(ValueError, match="bad scale"):
         links.matrices_and_rest(refuse, optax.scale(1.0), trees.matrix_views)
+
+
+def test_cautious_decay_acts_where_it_agrees_with_the_update():
+    w, u = jnp.array([2.0, 2.0, -2.0, 2.0]), jnp.array([1.0, -1.0, -1.0, 0.0])
+    got, _ = links.add_decayed_weights(0.25, cautious=True).update(u, (), w)
+    np.testing.assert_array_equal(got, [1.5, -1.0, -1.5, 0.5])
+    plain, _ = links.add_decayed_weights(0.25).update(u, optax.EmptyState(), w)
+    np.testing.assert_array_equal(plain, [1.5, -0.5, -1.5, 0.5])
+
+
+@pytest.mark.parametrize("cautious", [False, True])
+def test_decay_minds_its_mask_and_asks_for_parameters(cautious):
+    params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
+    mask = {"kernel": True, "bias": False}
+    tx = links.add_decayed_weights(0.5, mask, cautious=cautious)
+    updates, _ = tx.update(params, tx.init(params), params)
+    np.testing.assert_array_equal(updates["kernel"], 1.5)
+    np.testing.assert_array_equal(updates["bias"], 1.0)
+    with pytest.raises(ValueError):
+        tx.update(params, tx.init(params))
+    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    updates, _ = tx.update(half, tx.init(half), half)
+    assert updates["kernel"].dtype == jnp.bfloat16
+
+
+def test_on_auto_axes_a_small_buffer_is_whole():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    place = jax.NamedSharding(mesh, jax.P("x"))
+    cut = jax.device_put(jnp.arange(8.0), place)
+    with jax.set_mesh(mesh):
+        assert jax.jit(links.settled)(cut).sharding.is_fully_replicated
+    assert not jax.jit(lambda x: 2 * x)(cut).sharding.is_fully_replicated

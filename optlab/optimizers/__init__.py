@@ -15,6 +15,9 @@ from optlab.optimizers._fedhyper import scale_by_fedhyper as scale_by_fedhyper
 from optlab.optimizers._galore import ScaleByGaloreState as ScaleByGaloreState
 from optlab.optimizers._galore import galore as galore
 from optlab.optimizers._galore import scale_by_galore as scale_by_galore
+from optlab.optimizers._lanton import ScaleByLantonState as ScaleByLantonState
+from optlab.optimizers._lanton import lanton as lanton
+from optlab.optimizers._lanton import scale_by_lanton as scale_by_lanton
 from optlab.optimizers._lion import lion as lion
 from optlab.optimizers._mfac import ScaleByMfacState as ScaleByMfacState
 from optlab.optimizers._mfac import mfac as mfac
@@ -37,8 +40,13 @@ from optlab.optimizers._scale import ScaleByScaleState as ScaleByScaleState
 from optlab.optimizers._scale import column_views as column_views
 from optlab.optimizers._scale import scale as scale
 from optlab.optimizers._scale import scale_by_scale as scale_by_scale
+from optlab.optimizers._scion import ScaleByScionState as ScaleByScionState
+from optlab.optimizers._scion import scale_by_scion as scale_by_scion
+from optlab.optimizers._scion import scion as scion
+from optlab.optimizers._scion import scion_norms as scion_norms
 from optlab.optimizers._sgd import sgd as sgd
 from optlab.optimizers._soap import ScaleBySoapState as ScaleBySoapState
 from optlab.optimizers._soap import scale_by_soap as scale_by_soap
 from optlab.optimizers._soap import soap as soap
 from optlab.optimizers._sophia import sophia as sophia
+from optlab.optimizers._turbo_muon import turbo_muon as turbo_muon

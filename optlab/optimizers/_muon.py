@@ -163,6 +163,7 @@ def muon(
     momentum: str = "average",
     weight_decay: float | jax.Array = 0.0,
     mask: Any = None,
+    cautious: bool = False,
     scale: Scale = "jordan",
     orthogonalize: Kernel = kernels.newton_schulz,
     views: Any = trees.matrix_views,
@@ -197,6 +198,8 @@ def muon(
       weight_decay: Decoupled decay of the matrices, multiplied by the learning rate
         but not by `scale`.
       mask: Which matrices decay: tree of booleans or a function of the parameters.
+      cautious: Whether decay acts only where it agrees with the update, see
+        `links.add_decayed_weights`.
       scale: One of the names above, or a function of (fan_in, fan_out).
       orthogonalize: Kernel, (..., m, n) -> (..., m, n). On a mesh, wrap it:
         `sharding.over_axis(kernels.newton_schulz, mesh, axes)`.
@@ -240,7 +243,7 @@ def muon(
             views=views,
             accumulator_dtype=accumulator_dtype,
         )
-        decay = optax.add_decayed_weights(weight_decay, mask)
+        decay = links.add_decayed_weights(weight_decay, mask, cautious=cautious)
         rate = links.scale_by_learning_rate(learning_rate)
         return links.in_float32(optax.chain(core, decay, rate))
 

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType, PartitionSpec
 
 from optlab import kernels, links, trees
 from optlab.optimizers import _muon
@@ -96,7 +95,7 @@ def scale_by_normuon(
 
     def init(params: optax.Params) -> ScaleByNormuonState:
         zeros = jax.tree.map(jnp.zeros_like, links.widen(params))
-        second: Any = jax.tree.map(_settled, _mean_over_fan_in(zeros, views))
+        second: Any = jax.tree.map(links.settled, _mean_over_fan_in(zeros, views))
         if not jax.tree.leaves(second):
             # Optax asks in this way which parts of a state are shaped like the
             # parameters; these numbers are not.
@@ -114,7 +113,7 @@ def scale_by_normuon(
             return updates, state
         direction, inner = muon.update(links.widen(updates), state.muon)
         second = jax.tree.map(
-            lambda v, new: _settled((b2 * v + (1 - b2) * new).astype(v.dtype)),
+            lambda v, new: links.settled((b2 * v + (1 - b2) * new).astype(v.dtype)),
             state.second_moment,
             _mean_over_fan_in(jax.tree.map(jnp.square, direction), views),
         )
@@ -140,13 +139,6 @@ def _mean_over_fan_in(tree: Any, views: Any) -> Any:
         rows = math.prod(x.shape[axis] for axis in view.reduction)
         means.append(jnp.sum(x, view.reduction, keepdims=True) / max(rows, 1))
     return treedef.unflatten(means)
-
-
-def _settled(x: jax.Array) -> jax.Array:
-    """Keeps a small buffer whole on Auto axes, where it would wander."""
-    if AxisType.Auto in jax.sharding.get_abstract_mesh().axis_types:
-        return jax.lax.with_sharding_constraint(x, PartitionSpec())
-    return x
 
 
 def _with_norms_of(wanted: Any, tree: Any, views: Any, eps: float | jax.Array) -> Any:
@@ -176,6 +168,7 @@ def normuon(
     momentum: str = "average",
     weight_decay: float | jax.Array = 0.0,
     mask: Any = None,
+    cautious: bool = False,
     scale: _muon.Scale = "jordan",
     orthogonalize: _muon.Kernel = kernels.newton_schulz,
     views: Any = trees.matrix_views,
@@ -201,6 +194,8 @@ def normuon(
       momentum: As in `muon`.
       weight_decay: Decoupled decay of the matrices, multiplied by the learning rate.
       mask: Which matrices decay: tree of booleans or a function of the parameters.
+      cautious: Whether decay acts only where it agrees with the update, see
+        `links.add_decayed_weights`.
       scale: Factor by matrix shape, as in `muon`.
       orthogonalize: Kernel, as in `muon`; on a mesh wrap it in `sharding.over_axis`.
       views: As in `muon`.
@@ -243,7 +238,7 @@ def normuon(
             views=views,
             accumulator_dtype=accumulator_dtype,
         )
-        decay = optax.add_decayed_weights(weight_decay, mask)
+        decay = links.add_decayed_weights(weight_decay, mask, cautious=cautious)
         rate = links.scale_by_learning_rate(learning_rate)
         return links.in_float32(optax.chain(core, decay, rate))
 

@@ -99,6 +99,23 @@ def test_a_tree_without_matrices_passes_through():
     assert state.second_moment.shape == ()
 
 
+@pytest.mark.parametrize(
+    "make", [optimizers.muon, optimizers.normuon, optimizers.turbo_muon]
+)
+def test_cautious_decay_leaves_weights_alone_that_want_to_grow(make):
+    params = {"kernel": jnp.array([[1.0, 2.0], [-3.0, 4.0]])}
+    gradient = {"kernel": jnp.array([[1.0, -2.0], [3.0, 4.0]])}
+    got = {}
+    for decay in (0.0, 0.5):
+        tx = make(0.1, weight_decay=decay, cautious=True)
+        got[decay] = tx.update(gradient, tx.init(params), params)[0]["kernel"]
+    want = np.where(
+        got[0.0] * params["kernel"] <= 0, -0.1 * 0.5 * params["kernel"], 0.0
+    )
+    assert 0 < np.sum(want != 0) < 4
+    np.testing.assert_allclose(got[0.5] - got[0.0], want, atol=1e-6)
+
+
 def test_decay_is_decoupled_and_leaves_without_a_view_need_a_rest():
     params = {"kernel": jnp.full((2, 2), 2.0)}
     tx = optimizers.normuon(0.5, weight_decay=0.25)

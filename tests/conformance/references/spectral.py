@@ -3,9 +3,22 @@
 import numpy as np
 
 from tests.conformance.references import first_order
-from tests.conformance.references.walking import each_matrix
+from tests.conformance.references.walking import each_leaf, each_matrix
 
 JORDAN = (3.4445, -4.7750, 2.0315)
+YOUJIACHENG = (
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+    (2.8769, -3.1427, 1.2046),
+    (2.8366, -3.0525, 1.2012),
+)
+TURBO = (
+    (4.6051, -9.6552, 5.6769),
+    (4.7505, -6.0861, 2.1790),
+    (2.7763, -2.3190, 0.5523),
+    (2.4231, -2.2861, 0.8193),
+)
 
 
 def vectors():
@@ -16,17 +29,16 @@ def vectors():
     )
 
 
-def polar(x):
+def polar(x, rows=(JORDAN,) * 5):
     """Five steps of Newton-Schulz."""
     x = x / max(np.linalg.norm(x), 1e-300)
-    a, b, c = JORDAN
-    for _ in range(5):
+    for a, b, c in rows:
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x
 
 
-def muon(h):
+def muon(h, polar=polar):
     def step(p, g, t, memory):
         m = h["b1"] * (0.0 if memory is None else memory) + (1 - h["b1"]) * g
         scale = max(1.0, p.shape[1] / p.shape[0]) ** 0.5
@@ -50,4 +62,65 @@ def normuon(h):
     return each_matrix(step, vectors())
 
 
-REFERENCES = {"muon": muon, "normuon": normuon}
+def turbo_muon(h):
+    def four_steps(x):
+        if x.shape[0] > x.shape[1]:
+            return four_steps(x.T).T
+        x = x / np.sqrt(np.abs(x @ x.T).sum(axis=1, keepdims=True))
+        for a, b, c in TURBO:
+            gram = x @ x.T
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        return x
+
+    return muon(h, four_steps)
+
+
+def scion(h):
+    b1, rate, radius = h["b1"], h["learning_rate"], h["radius"]
+
+    def spectral(p, g, t, memory):
+        m = b1 * (0.0 if memory is None else memory) + (1 - b1) * g
+        u = radius["spectral"] * (p.shape[1] / p.shape[0]) ** 0.5 * polar(m)
+        return (1 - rate) * p - rate * u, m
+
+    def vectors(p, g, t, memory):
+        m = b1 * (0.0 if memory is None else memory) + (1 - b1) * g
+        u = m / np.sqrt(np.mean(m * m, axis=-1 if m.ndim else None, keepdims=True))
+        return (1 - rate) * p - rate * radius["rms"] * u, m
+
+    return each_matrix(spectral, each_leaf(vectors))
+
+
+def lanton(h):
+    b1, b2, quietest = h["b1"], h["b2"], {}
+
+    def listen(p, g, t, memory):
+        last, noise = (g, 0.0) if memory is None else memory
+        size = np.sum((g - last) * polar(g - last, YOUJIACHENG))
+        noise = b2 * noise + (1 - b2) * size**2
+        quietest[t] = min(quietest.get(t, np.inf), noise)
+        return noise, (g, noise)
+
+    def step(p, g, t, memory):
+        m, heard = (0.0, None) if memory is None else memory
+        m = b1 * m + (1 - b1) * g
+        noise, heard = listen(p, g, t, heard)
+        ratio = ((h["alpha"] ** 2 + quietest[t]) / (h["alpha"] ** 2 + noise)) ** 0.25
+        u = ratio * 0.2 * max(p.shape) ** 0.5 * polar(m)
+        return p - h["learning_rate"] * u, (m, heard)
+
+    def reference(params, grads):
+        # A first walk hears every layer before the second one compares them.
+        each_matrix(lambda p, *rest: (p, listen(p, *rest)[1]), vectors())(params, grads)
+        return each_matrix(step, vectors())(params, grads)
+
+    return reference
+
+
+REFERENCES = {
+    "lanton": lanton,
+    "muon": muon,
+    "normuon": normuon,
+    "scion": scion,
+    "turbo_muon": turbo_muon,
+}

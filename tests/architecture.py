@@ -37,9 +37,9 @@ SHARED_FILES = {
     ),
     "controllers": ("_forecast", "_next_rate", "_stages"),
     "optimizers": ("_muon", "_subspace"),
-    "kernels": ("_polar_coefficients", "_polar_plan"),
+    "kernels": ("_polar_coefficients", "_symmetric", "_polar_plan"),
     "schedules": ("shapes", "_phases", "_checks"),
-    "trees": ("_paths", "_matrices", "_views", "_stacks"),
+    "trees": ("_paths", "_matrices", "_views", "_stacks", "_tensors"),
     "laws": (
         *("_sums", "_curve", "_law", "_fitted", "_annealing_law", "_multi_power_law"),
         "_predict",

@@ -1,5 +1,40 @@
 """Rows of the optimizers of Kronecker factors."""
 
-from optlab.catalog._row import Row
+from optlab import optimizers
+from optlab.catalog._row import Paper, Row
 
-ROWS: tuple[Row, ...] = ()
+ROWS: tuple[Row, ...] = (
+    Row(
+        "soap",
+        optimizers.soap,
+        "optimizers",
+        "Kronecker",
+        Paper(
+            "Vyas et al.",
+            "SOAP: improving and stabilizing Shampoo using Adam",
+            2024,
+            "https://arxiv.org/abs/2409.11321",
+        ),
+        applies_to="matrix",
+        defaults={"learning_rate": 3e-3, "rest": optimizers.adamw(3e-4)},
+        static=(
+            "accumulator_dtype",
+            "bias_correction",
+            "decay_order",
+            "eigenbasis",
+            "every",
+            "mask",
+            "max_size",
+            "normalize",
+            "refresh",
+            "rest",
+            "vectors",
+            "views",
+        ),
+        exempt={
+            "multi_steps": "the mean of three gradients is rounded, and eigenvectors"
+            " amplify that by the inverse distance of their eigenvalues: 2.3e-6 where"
+            " 1.9e-6 is allowed"
+        },
+    ),
+)

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from optlab.kernels import _symmetric
+
 
 def eigenbasis(x: jax.Array, null: jax.Array | None = None) -> jax.Array:
     """Finds an orthogonal Q whose columns are eigenvectors, largest eigenvalue first.
@@ -43,11 +45,11 @@ def eigenbasis(x: jax.Array, null: jax.Array | None = None) -> jax.Array:
       The order is that of Vyas et al., "SOAP", 2024, arXiv:2409.11321; the null space
       is our own rule.
     """
-    y = _scaled("eigenbasis", x)
+    y, _ = _symmetric.scaled("eigenbasis", x)
     if x.size == 0:
         return x
     # From the largest eigenvalue down.
-    values, vectors = (z[..., ::-1] for z in jnp.linalg.eigh(y))
+    values, vectors = (z[..., ::-1] for z in _symmetric.eigh(y))
     known = (values > _negligible(values))[..., None, :]
     vectors = jnp.where(known, vectors, 0)
     if null is None:
@@ -96,7 +98,7 @@ def refresh_eigenbasis(x: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.A
       Vyas et al., "SOAP", 2024, arXiv:2409.11321, and the authors' code. Differs from
       it: columns that X maps to nothing stay, instead of being filled by rounding.
     """
-    y = _scaled("refresh_eigenbasis", x)
+    y, _ = _symmetric.scaled("refresh_eigenbasis", x)
     if basis.shape != x.shape:
         raise ValueError(
             f"refresh_eigenbasis: the basis has shape {basis.shape}, x has {x.shape}"
@@ -117,14 +119,3 @@ def _negligible(values: jax.Array) -> jax.Array:
     """Below this, rounding cannot tell an eigenvalue from zero."""
     top = jnp.max(values, axis=-1, keepdims=True)
     return values.shape[-1] * jnp.finfo(values.dtype).eps * top
-
-
-def _scaled(who: str, x: jax.Array) -> jax.Array:
-    """Checks x and divides out its largest entry, in float32 or wider."""
-    if x.ndim < 2 or x.shape[-1] != x.shape[-2]:
-        raise ValueError(f"{who}: needs square matrices (..., n, n), got {x.shape}")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{who}: needs a floating dtype, got {x.dtype}")
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    largest = jnp.max(jnp.abs(y), axis=(-2, -1), keepdims=True, initial=0.0)
-    return y / jnp.where(largest == 0, 1.0, largest)

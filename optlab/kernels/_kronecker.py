@@ -56,10 +56,8 @@ def kronecker_apply(
                 f"kronecker_apply: x has shape {x.shape}; its factor {index} needs"
                 f" {(*batch, size, size)} or {(*batch, size)}, got {factor.shape}"
             )
-        # (..., before, d, after)
-        y = y.reshape(*batch, math.prod(sizes[:index]), size, -1) if x.size else y
-        if not x.size:
-            return x
+        before, after = math.prod(sizes[:index]), math.prod(sizes[index + 1 :])
+        y = y.reshape(*batch, before, size, after)
         if diagonal:
             y = y * factor[..., None, :, None]
         elif index == len(sizes) - 1:
@@ -76,48 +74,51 @@ def kronecker_apply(
     return y.astype(x.dtype)
 
 
-def axis_products(
-    x: jax.Array, order: int, *, diagonal: Sequence[bool] | None = None
-) -> list[jax.Array]:
-    """Multiplies an array with itself over all of its last axes but one, for each.
+def axis_product(
+    x: jax.Array, axis: int, order: int = 2, *, diagonal: bool = False
+) -> jax.Array:
+    """Multiplies an array with itself over all of its last axes but one.
 
-        C_i = X_(i) X_(i)^T,   X_(i) with axis i as rows;   X X^T, X^T X of a matrix
+        C = X_(i) X_(i)^T,   X_(i): axis i as rows;   of a matrix X X^T and X^T X
 
-    Cost: 2 d_1 ... d_r d_i FLOPs for each axis of size d_i.
+    Cost: 2 d_1 ... d_r d_i FLOPs.
 
     Args:
       x: Array, shape (..., d_1, ..., d_r), floating; leading axes are batch. Entries
         beyond 1e19 overflow float32.
+      axis: The axis i, counted among the last r from 0.
       order: Number r of axes that are no batch.
-      diagonal: For each of them whether the diagonal of C_i is enough.
+      diagonal: Whether the diagonal of C is enough.
 
     Returns:
-      For each of the last r axes an array (..., d_i, d_i), or (..., d_i); dtype of x,
-      products in float32 or wider.
+      Array, shape (..., d_i, d_i), or (..., d_i); dtype of x, the product is in float32
+      or wider.
+
+    Raises:
+      ValueError: If x has fewer axes, or no such axis.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from optlab import kernels
-      >>> left, right = kernels.axis_products(jnp.array([[3.0, 4.0]]), order=2)
-      >>> print(left, right)
+      >>> x = jnp.array([[3.0, 4.0]])
+      >>> print(kernels.axis_product(x, 0), kernels.axis_product(x, 1))
       [[25.]] [[ 9. 12.]
        [12. 16.]]
 
     Source:
       Gupta, Koren, Singer, "Shampoo", 2018, arXiv:1802.09568.
     """
-    batch, sizes = _split("axis_products", x, order)
+    batch, sizes = _split("axis_product", x, order)
+    if not 0 <= axis < order:
+        raise ValueError(f"axis_product: axis {axis} is not one of {order} axes")
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    products = []
-    for index, size in enumerate(sizes):
-        after = math.prod(sizes[index + 1 :])
-        z = y.reshape(*batch, math.prod(sizes[:index]), size, after)
-        if diagonal is not None and diagonal[index]:
-            product = jnp.sum(z * z, axis=(-3, -1))
-        else:
-            product = jnp.einsum("...aib,...ajb->...ij", z, z, precision="highest")
-        products.append(product.astype(x.dtype))
-    return products
+    before, after = math.prod(sizes[:axis]), math.prod(sizes[axis + 1 :])
+    # (..., before, d, after)
+    y = y.reshape(*batch, before, sizes[axis], after)
+    if diagonal:
+        return jnp.sum(y * y, axis=(-3, -1)).astype(x.dtype)
+    product = jnp.einsum("...aib,...ajb->...ij", y, y, precision="highest")
+    return product.astype(x.dtype)
 
 
 def _split(who: str, x: jax.Array, order: int) -> tuple[tuple, tuple]:

@@ -5,6 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from optlab.kernels import _symmetric
+
 # Coupled Newton: iterations of one try, tries with ten times the ridge, the error
 # above which a try counts as failed, and the growth of the error that ends a try.
 ITERATIONS, TRIES, FAILED, GROWTH = 100, 6, 0.05, 1.2
@@ -55,7 +57,7 @@ def inverse_root(
     if x.size == 0:
         return x
     ridge = ridge if relative else ridge / largest[..., 0]
-    values, vectors = jnp.linalg.eigh(y)
+    values, vectors = _symmetric.eigh(y)
     top = values[..., -1:]
     limit = x.shape[-1] * jnp.finfo(y.dtype).eps * top
     values = jnp.maximum(values, limit) + (ridge * top if relative else ridge)
@@ -141,17 +143,9 @@ def newton_inverse_root(
 
 
 def _scaled(who: str, x: jax.Array, p: float) -> tuple[jax.Array, jax.Array]:
-    """Checks the arguments; returns x over its largest entry, widened, and that."""
-    if x.ndim < 2 or x.shape[-1] != x.shape[-2]:
-        raise ValueError(f"{who}: needs square matrices (..., n, n), got {x.shape}")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{who}: needs a floating dtype, got {x.dtype}")
     if not p > 0:
         raise ValueError(f"{who}: p must be positive, got {p}")
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    largest = jnp.max(jnp.abs(y), axis=(-2, -1), keepdims=True, initial=0.0)
-    largest = jnp.where(largest == 0, 1.0, largest)  # zero stays zero, not 0 / 0
-    return y / largest, largest
+    return _symmetric.scaled(who, x)
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -9,4 +9,7 @@ from optlab.trees._routing import routing_table as routing_table
 from optlab.trees._stacks import leaf_views as leaf_views
 from optlab.trees._stacks import matrix_stacks as matrix_stacks
 from optlab.trees._stacks import stack_by_shape as stack_by_shape
+from optlab.trees._tensors import by_shape as by_shape
+from optlab.trees._tensors import gathered as gathered
+from optlab.trees._tensors import tensor_stacks as tensor_stacks
 from optlab.trees._views import matrix_views as matrix_views

@@ -13,8 +13,7 @@ N = 6
 EIGH, NEWTON = kernels.inverse_root, kernels.newton_inverse_root
 # Compiled once for each p and dtype; all tests share the shapes.
 COMPILED = {
-    root: jax.jit(root, static_argnames=("p", "relative"))
-    for root in (EIGH, NEWTON)
+    root: jax.jit(root, static_argnames=("p", "relative")) for root in (EIGH, NEWTON)
 }
 
 both = pytest.mark.parametrize("root", [EIGH, NEWTON], ids=["eigh", "newton"])

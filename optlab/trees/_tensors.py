@@ -1,0 +1,129 @@
+"""A whole tree as stacks of matrices, or of tensors, that no device holds in part."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from optlab.trees import _stacks
+
+
+def tensor_stacks(
+    who: str, tree: Any, views: Any
+) -> tuple[list[jax.Array], Callable[[Sequence[jax.Array]], Any]]:
+    """Reads a tree as one stack for each shape, for methods with a factor an axis.
+
+    On a mesh every device gets the whole stacks: products of a matrix with itself are
+    then summed in the order of one device, and the factors are the same everywhere.
+
+    Args:
+      who: Name of the method, for errors.
+      tree: Tree of arrays.
+      views: As for `leaf_views`, for stacks of matrices (k, m, n); or 'axes', and every
+        leaf is a tensor with all its axes, a scalar one of shape (1,).
+
+    Returns:
+      Arrays of shape (k, d_1, ..., d_r), and the function that turns arrays of the
+      same shapes back into a tree that is placed like the given one.
+
+    Raises:
+      ValueError: If views is a string but 'axes', or a leaf is no matrix.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optlab import trees
+      >>> tree = {"conv": jnp.ones((3, 3, 2, 4)), "bias": jnp.ones(4)}
+      >>> stacks, restore = trees.tensor_stacks("soap", tree, "axes")
+      >>> [stack.shape for stack in stacks]
+      [(1, 4), (1, 3, 3, 2, 4)]
+    """
+    if isinstance(views, str) and views != "axes":
+        raise ValueError(f"{who}: views must be 'axes' or tell matrices, got {views!r}")
+    whole = gathered(tree)
+    if views == "axes":
+        stacks, back = _stack_leaves(whole)
+    else:
+        stacks, back = _stacks.matrix_stacks(who, whole, views)
+
+    def restore(stacks: Sequence[jax.Array]) -> Any:
+        return jax.tree.map(_placed_like, back(stacks), tree)
+
+    return stacks, restore
+
+
+def _stack_leaves(tree: Any) -> tuple[list[jax.Array], Callable[..., Any]]:
+    leaves, treedef = jax.tree.flatten(tree)
+    stacks, unstack = _stacks.stack_by_shape(
+        [x.reshape(1, *(x.shape or (1,))) for x in leaves]
+    )
+
+    def back(stacks: Sequence[jax.Array]) -> Any:
+        pieces = zip(unstack(stacks), leaves, strict=True)
+        return treedef.unflatten(piece.reshape(x.shape) for piece, x in pieces)
+
+    return stacks, back
+
+
+def gathered(tree: Any) -> Any:
+    """Asks for the whole of every array on every device of the mesh that is set.
+
+    Args:
+      tree: Tree of arrays, sharded or not.
+
+    Returns:
+      The tree; without a mesh the same one.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optlab import trees
+      >>> print(trees.gathered({"w": jnp.ones(2)})["w"])
+      [1. 1.]
+    """
+    auto = AxisType.Auto in jax.sharding.get_abstract_mesh().axis_types
+
+    def whole(x: jax.Array) -> jax.Array:
+        sharding = jax.typeof(x).sharding
+        if any(sharding.spec):
+            x = jax.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
+        return jax.lax.with_sharding_constraint(x, PartitionSpec()) if auto else x
+
+    return jax.tree.map(whole, tree)
+
+
+def _placed_like(y: jax.Array, x: jax.Array) -> jax.Array:
+    sharding = jax.typeof(x).sharding
+    return jax.reshard(y, sharding) if any(sharding.spec) else y
+
+
+def by_shape(function: Callable[..., Sequence[jax.Array]], *trees: Any) -> list[Any]:
+    """Runs a batched function once for each shape of leaf, not once for each leaf.
+
+    Args:
+      function: From stacks (k, ...), one of each tree, to a tuple of stacks.
+      *trees: Trees of one structure, with leaves (k, ...) of equal shapes.
+
+    Returns:
+      The trees of the results, as many as the function returns; without any leaves the
+      given trees.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optlab import trees
+      >>> tree = {"left": jnp.ones((2, 3, 3)), "right": jnp.ones((1, 3, 3))}
+      >>> (out,) = trees.by_shape(lambda x: (print(x.shape), x)[1:], tree)
+      (3, 3, 3)
+    """
+    treedef = jax.tree.structure(trees[0])
+    if not treedef.num_leaves:
+        return list(trees)
+    joined = [_stacks.stack_by_shape(jax.tree.leaves(tree)) for tree in trees]
+    results = [
+        function(*stacks)
+        for stacks in zip(*(stacks for stacks, _ in joined), strict=True)
+    ]
+    unstack = joined[0][1]
+    return [
+        treedef.unflatten(unstack(list(stacks)))
+        for stacks in zip(*results, strict=True)
+    ]

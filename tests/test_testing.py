@@ -122,7 +122,8 @@ def test_extra_arguments_come_from_the_needs_of_the_row_or_from_the_caller():
 
 
 @pytest.mark.parametrize(
-    "needs", [("value", "grad", "value_fn"), ("key", "loss_fn", "hessian_diag")]
+    "needs",
+    [("value", "grad", "value_fn"), ("key", "loss_fn", "hessian_diag", "layer_stats")],
 )
 def test_the_suite_can_supply_the_extra_arguments_of_the_house(needs):
     seen = {}
@@ -144,11 +145,11 @@ def test_an_extra_argument_that_cannot_be_made_is_named():
     row = catalog.get("sgd")
     needy = catalog.Row(
         *("needy", row.build, row.room, row.family, row.paper),
-        needs=("layer_stats",),
+        needs=("noise_pair",),
         defaults=row.defaults,
     )
     report = testing.check(needy, my_params(), promises=QUICK[:1], print=False)
-    assert "cannot make the extra arguments ['layer_stats']" in str(report)
+    assert "cannot make the extra arguments ['noise_pair']" in str(report)
 
 
 def test_a_promise_of_ones_own_can_be_asked():

@@ -3,10 +3,25 @@
 from optlab import optimizers
 from optlab.catalog._row import Paper, Row
 
+_WITH_BIAS = (
+    "a kernel and its bias are one matrix: they are routed, and spoilt, together"
+)
 _ONE_MATRIX = "one matrix covers all leaves, so all updates depend on all gradients"
 _NEEDS_NOISE = (
     "exact gradients are nearly parallel, and what is new in each is multiplied by up"
     " to sqrt(window / damping): the method is for gradients of batches"
+)
+
+_OF_LAYERS = {
+    "masked": _WITH_BIAS,
+    "nonfinite_stays_in_its_leaf": _WITH_BIAS,
+    "partition": _WITH_BIAS,
+}
+_MKOR = Paper(
+    "Mozaffari et al.",
+    "MKOR: momentum-enabled Kronecker-factor-based optimizer using rank-1 updates",
+    2023,
+    "https://arxiv.org/abs/2306.01685",
 )
 
 ROWS: tuple[Row, ...] = (
@@ -62,5 +77,30 @@ ROWS: tuple[Row, ...] = (
         needs=("hessian_diag",),
         defaults={"learning_rate": 1e-3},
         static=("every", "mask"),
+    ),
+    Row(
+        "mkor",
+        optimizers.mkor,
+        "optimizers",
+        "curvature",
+        _MKOR,
+        needs=("layer_stats",),
+        defaults={"learning_rate": 0.1, "every": 1},
+        static=("every", "mask", "rule", "stabilizer", "views", "warmup_steps"),
+        exempt=_OF_LAYERS,
+    ),
+    Row(
+        "mkor_h",
+        optimizers.mkor_h,
+        "optimizers",
+        "curvature",
+        _MKOR,
+        needs=("layer_stats", "value"),
+        defaults={
+            "learning_rate": 0.1,
+            "preconditioner": optimizers.scale_by_mkor(every=1),
+        },
+        static=("mask", "min_steps", "patience", "preconditioner"),
+        exempt=_OF_LAYERS,
     ),
 )

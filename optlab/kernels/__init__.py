@@ -8,8 +8,14 @@ from optlab.kernels._blocks import split_blocks as split_blocks
 from optlab.kernels._dual_norm import by_dual_norm as by_dual_norm
 from optlab.kernels._eigenbasis import eigenbasis as eigenbasis
 from optlab.kernels._eigenbasis import refresh_eigenbasis as refresh_eigenbasis
+from optlab.kernels._inverses import INVERSE_METHODS as INVERSE_METHODS
+from optlab.kernels._inverses import damped_inverse as damped_inverse
+from optlab.kernels._inverses import newton_schulz_inverse as newton_schulz_inverse
 from optlab.kernels._kronecker import axis_product as axis_product
 from optlab.kernels._kronecker import kronecker_apply as kronecker_apply
+from optlab.kernels._krylov import lanczos as lanczos
+from optlab.kernels._krylov import power_iteration as power_iteration
+from optlab.kernels._krylov import quadrature as quadrature
 from optlab.kernels._low_rank import lift as lift
 from optlab.kernels._low_rank import limit_growth as limit_growth
 from optlab.kernels._low_rank import project as project
@@ -24,6 +30,8 @@ from optlab.kernels._polar_coefficients import polar_express_rows as polar_expre
 from optlab.kernels._polar_coefficients import polar_table as polar_table
 from optlab.kernels._polar_plan import PolarPlan as PolarPlan
 from optlab.kernels._polar_plan import polar_plan as polar_plan
+from optlab.kernels._rank_one import RANK_ONE_RULES as RANK_ONE_RULES
+from optlab.kernels._rank_one import rank_one_inverse as rank_one_inverse
 from optlab.kernels._window_solve import (
     window_inverse_diagonal as window_inverse_diagonal,
 )

@@ -3,18 +3,33 @@
 `scale_by_x` has no learning rate and no sign; `x(learning_rate, ...)` has both.
 """
 
-from optlab.optimizers._adahessian import ScaleByAdahessianState as ScaleByAdahessianState
+from optlab.optimizers._adahessian import (
+    ScaleByAdahessianState as ScaleByAdahessianState,
+)
 from optlab.optimizers._adahessian import adahessian as adahessian
 from optlab.optimizers._adahessian import scale_by_adahessian as scale_by_adahessian
 from optlab.optimizers._adamw import adamw as adamw
+from optlab.optimizers._apollo import ScaleByApolloState as ScaleByApolloState
+from optlab.optimizers._apollo import apollo as apollo
+from optlab.optimizers._apollo import scale_by_apollo as scale_by_apollo
 from optlab.optimizers._fedhyper import ScaleByFedhyperState as ScaleByFedhyperState
 from optlab.optimizers._fedhyper import fedhyper as fedhyper
 from optlab.optimizers._fedhyper import fedhyper_client_factor as fedhyper_client_factor
 from optlab.optimizers._fedhyper import fedhyper_server_rate as fedhyper_server_rate
 from optlab.optimizers._fedhyper import scale_by_fedhyper as scale_by_fedhyper
+from optlab.optimizers._fira import ScaleByFiraState as ScaleByFiraState
+from optlab.optimizers._fira import fira as fira
+from optlab.optimizers._fira import scale_by_fira as scale_by_fira
+from optlab.optimizers._frugal import ScaleByFrugalState as ScaleByFrugalState
+from optlab.optimizers._frugal import draw_lines as draw_lines
+from optlab.optimizers._frugal import frugal as frugal
+from optlab.optimizers._frugal import scale_by_frugal as scale_by_frugal
 from optlab.optimizers._galore import ScaleByGaloreState as ScaleByGaloreState
 from optlab.optimizers._galore import galore as galore
 from optlab.optimizers._galore import scale_by_galore as scale_by_galore
+from optlab.optimizers._kfac import ScaleByKfacState as ScaleByKfacState
+from optlab.optimizers._kfac import kfac as kfac
+from optlab.optimizers._kfac import scale_by_kfac as scale_by_kfac
 from optlab.optimizers._lanton import ScaleByLantonState as ScaleByLantonState
 from optlab.optimizers._lanton import lanton as lanton
 from optlab.optimizers._lanton import scale_by_lanton as scale_by_lanton
@@ -32,6 +47,13 @@ from optlab.optimizers._muon import ScaleByMuonState as ScaleByMuonState
 from optlab.optimizers._muon import muon as muon
 from optlab.optimizers._muon import scale_by_muon as scale_by_muon
 from optlab.optimizers._nadamw import nadamw as nadamw
+from optlab.optimizers._natural_galore import (
+    ScaleByNaturalGaloreState as ScaleByNaturalGaloreState,
+)
+from optlab.optimizers._natural_galore import natural_galore as natural_galore
+from optlab.optimizers._natural_galore import (
+    scale_by_natural_galore as scale_by_natural_galore,
+)
 from optlab.optimizers._normuon import ScaleByNormuonState as ScaleByNormuonState
 from optlab.optimizers._normuon import normuon as normuon
 from optlab.optimizers._normuon import scale_by_normuon as scale_by_normuon
@@ -45,6 +67,9 @@ from optlab.optimizers._scion import scale_by_scion as scale_by_scion
 from optlab.optimizers._scion import scion as scion
 from optlab.optimizers._scion import scion_norms as scion_norms
 from optlab.optimizers._sgd import sgd as sgd
+from optlab.optimizers._shampoo import ScaleByShampooState as ScaleByShampooState
+from optlab.optimizers._shampoo import scale_by_shampoo as scale_by_shampoo
+from optlab.optimizers._shampoo import shampoo as shampoo
 from optlab.optimizers._soap import ScaleBySoapState as ScaleBySoapState
 from optlab.optimizers._soap import scale_by_soap as scale_by_soap
 from optlab.optimizers._soap import soap as soap

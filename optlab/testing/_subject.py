@@ -1,7 +1,6 @@
 """What is under test: a chain, how to build it anew, and its compiled step."""
 
 import dataclasses
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optlab import catalog
+from optlab import catalog, links, trees
 from optlab.testing import _compare
 from optlab.testing._report import NotApplicable
 
@@ -76,6 +75,7 @@ def extra_args_for(needs: tuple[str, ...]) -> Callable[..., dict[str, Any]]:
             "loss_fn": lambda: loss,
             "key": lambda: jax.random.key(0),
             "hessian_diag": lambda: jax.tree.map(jnp.ones_like, params),
+            "layer_stats": lambda: _layer_stats(params),
         }
         unknown = sorted(set(needs) - set(offered))
         if unknown:
@@ -86,6 +86,26 @@ def extra_args_for(needs: tuple[str, ...]) -> Callable[..., dict[str, Any]]:
         return {name: offered[name]() for name in needs}
 
     return supply
+
+
+def _layer_stats(params: Any) -> dict[str, trees.LayerStats]:
+    """Makes statistics for each matrix, the same for each of a stack."""
+
+    def pair(k: int, size: int) -> tuple[jax.Array, jax.Array]:
+        mean = jnp.linspace(-0.5, 0.5, size) * jnp.ones((k, 1))
+        moment = mean[:, :, None] * mean[:, None, :] + jnp.eye(size)
+        return mean, moment
+
+    stats = {}
+    for group in trees.layer_groups(params, trees.matrix_views):
+        for layer in group:
+            k, m, n = layer.shape
+            (a, a_moment), (g, g_moment) = (
+                pair(k, m - (layer.bias is not None)),
+                pair(k, n),
+            )
+            stats[layer.path] = trees.LayerStats(a, g, a_moment, g_moment)
+    return stats
 
 
 class Subject:
@@ -174,7 +194,12 @@ class Subject:
             # Runs when JAX traces, hence once for each compilation.
             self.traces += 1
             # The linear loss whose gradient at every point is `grads`.
-            loss = functools.partial(optax.tree.vdot, grads)
+            # In float32: a loss is not rounded like a parameter.
+            wide = links.widen(grads)
+
+            def loss(p: Any) -> jax.Array:
+                return links.inner_product(wide, links.widen(p))
+
             extra = self.extra_args(params, grads, loss)
             updates, state = tx.update(grads, state, params, **extra)
             return optax.apply_updates(params, updates), state, updates

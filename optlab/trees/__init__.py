@@ -1,5 +1,10 @@
 """Tree -> tree: paths, labels, matrix views of parameters, stacks of equal shapes."""
 
+from optlab.trees._layers import Layer as Layer
+from optlab.trees._layers import LayerStats as LayerStats
+from optlab.trees._layers import layer_groups as layer_groups
+from optlab.trees._layers import layer_stacks as layer_stacks
+from optlab.trees._layers import layer_statistics as layer_statistics
 from optlab.trees._matrices import MatrixView as MatrixView
 from optlab.trees._matrices import from_matrices as from_matrices
 from optlab.trees._matrices import to_matrices as to_matrices

@@ -36,7 +36,7 @@ _DECAYS = {
 FUNCTIONS: dict[str, dict[str, Any]] = {
     "orthogonalize": {
         table: functools.partial(kernels.newton_schulz, coefficients=table)
-        for table in ("jordan", "youjiacheng", "polar_express")
+        for table in ("jordan", "youjiacheng", "polar_express", "turbo", "accurate")
     },
     "shape": _SHAPES,
     "decay": _DECAYS,

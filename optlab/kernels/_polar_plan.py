@@ -101,7 +101,8 @@ def polar_plan(
         compute_dtype where it is safe and float32 elsewhere.
       symmetric: Levels of 2 x 2 blocks, 0 or more, by which a symmetric result saves
         its upper corner: factors 3/4, 5/8, ... on these products.
-      platform: 'cpu', 'gpu' or 'tpu'; None means JAX's default backend.
+      platform: 'cpu', 'gpu' or 'tpu'; None means JAX's default backend. Another one
+        is taken for a GPU.
 
     Returns:
       The plan.
@@ -133,6 +134,12 @@ def polar_plan(
         )
     wide = jnp.promote_types(dtype, jnp.float32)
     operand = wide if compute_dtype is None else jnp.dtype(compute_dtype)
+    for x in (operand, operand if square_dtype is None else jnp.dtype(square_dtype)):
+        if x.name not in FLOP_TIME["cpu"]:
+            raise ValueError(
+                f"newton_schulz: products have operands in {[*FLOP_TIME['cpu']]}, got"
+                f" {x.name}"
+            )
     m, n = sorted(shape[-2:])
     plans, refusals = [], []
     for candidate in FORMS if form == "auto" else (form,):

@@ -201,7 +201,9 @@ def muon(
       cautious: Whether decay acts only where it agrees with the update, see
         `links.add_decayed_weights`.
       scale: One of the names above, or a function of (fan_in, fan_out).
-      orthogonalize: Kernel, (..., m, n) -> (..., m, n). On a mesh, wrap it:
+      orthogonalize: Kernel, (..., m, n) -> (..., m, n). `functools.partial(
+        kernels.newton_schulz, ...)` with compute_dtype="bfloat16" is faster, with
+        coefficients="accurate" nearer to the polar factor. On a mesh, wrap it:
         `sharding.over_axis(kernels.newton_schulz, mesh, axes)`.
       views: Function from parameters to a tree of `trees.MatrixView` (None for the
         rest), or that tree.

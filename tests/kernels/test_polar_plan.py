@@ -206,6 +206,8 @@ def test_operands_too_coarse_for_every_restart_are_refused():
         ({"symmetric": -1}, "symmetric counts levels of blocks, got -1"),
         ({"symmetric": 0.5}, r"got 0\.5"),
         ({"prescale": "l1"}, "prescale 'l1' is not in"),
+        ({"compute_dtype": "int8"}, "operands in .*'bfloat16'.*got int8"),
+        ({"square_dtype": "float8_e4m3fn"}, "got float8_e4m3fn"),
     ],
 )
 def test_unknown_wishes_are_refused(changes, said):

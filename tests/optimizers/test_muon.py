@@ -368,6 +368,49 @@ def test_the_kernel_runs_once_for_each_shape():
     assert sorted(calls) == [(2, *TALL), (5, *WIDE)]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batching": "loop"},
+        {"form": "gram"},
+        {"form": "standard", "symmetric": 1},
+    ],
+    ids=str,
+)
+def test_how_the_kernel_computes_does_not_change_the_update(settings):
+    rng = np.random.default_rng(0)
+    params = {
+        str(i): {"kernel": jnp.asarray(rng.normal(size=WIDE), jnp.float32)}
+        for i in range(3)
+    }
+    want = step(optimizers.muon(0.1), params)
+    kernel = functools.partial(kernels.newton_schulz, **settings)
+    got = jax.jit(functools.partial(step, optimizers.muon(0.1, orthogonalize=kernel)))(
+        params
+    )
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=0.1 * ROUNDING), got, want
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "bound"),
+    [
+        ({"coefficients": "accurate"}, 0.15),
+        ({"coefficients": "accurate", "compute_dtype": "bfloat16"}, 0.22),
+        ({}, 0.33),
+    ],
+    ids=str,
+)
+def test_named_kernels_move_every_direction_as_far_as_they_say(settings, bound):
+    gradient = {"kernel": jnp.asarray(trajectories.gradients((12, 48))[0])}
+    kernel = functools.partial(kernels.newton_schulz, **settings)
+    tx = optimizers.scale_by_muon(scale="none", orthogonalize=kernel)
+    s = np.linalg.svd(step(tx, gradient)["kernel"], compute_uv=False)
+    assert np.abs(s - 1).max() < bound
+    assert s.std() > 1e-3
+
+
 # Meshes with Explicit axes
 
 

@@ -37,4 +37,32 @@ ROWS: tuple[Row, ...] = (
             " 1.9e-6 is allowed"
         },
     ),
+    Row(
+        "shampoo",
+        optimizers.shampoo,
+        "optimizers",
+        "Kronecker",
+        Paper(
+            "Gupta, Koren, Singer",
+            "Shampoo: preconditioned stochastic tensor optimization",
+            2018,
+            "https://arxiv.org/abs/1802.09568",
+        ),
+        applies_to="matrix",
+        # Short runs need roots soon.
+        defaults={"learning_rate": 1e-3, "rest": optimizers.adamw(3e-4), "every": 3},
+        static=(
+            "accumulator_dtype",
+            "bias_correction",
+            "block_size",
+            "every",
+            "graft",
+            "mask",
+            "rest",
+            "root",
+            "root_order",
+            "start",
+            "views",
+        ),
+    ),
 )

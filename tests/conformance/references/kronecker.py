@@ -7,7 +7,7 @@ from tests.conformance.references.walking import each_matrix
 
 
 def eigenbasis(x):
-    """Eigenvectors, largest first; unit vectors of the least covered rows after them."""
+    """Eigenvectors, largest first, then unit vectors of the least covered rows."""
     values, q = (z[..., ::-1] for z in np.linalg.eigh(x))
     q = q * (values > 1e-10 * values[0])
     order = np.argsort(-np.sum(q * q, axis=1), kind="stable")
@@ -35,4 +35,29 @@ def soap(h):
     return each_matrix(step, vectors())
 
 
-REFERENCES = {"soap": soap}
+def shampoo(h):
+    """With roots from the first `every` steps on, and Adam's norms."""
+    b1, b2, eta = h["b1"], h["b2"], h["learning_rate"]
+
+    def root(x, t):
+        values, q = np.linalg.eigh(x / (1 - b2**t))
+        values = np.maximum(values, 1e-7 * len(x) * values[-1]) + h["eps"]
+        return (q * values**-0.25) @ q.T
+
+    def step(p, g, t, memory):
+        m, v, left, right, roots = memory or (0.0, 0.0, 0.0, 0.0, None)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        left, right = b2 * left + (1 - b2) * g @ g.T, b2 * right + (1 - b2) * g.T @ g
+        mean = m / (1 - b1**t)
+        u = mean / (np.sqrt(v / (1 - b2**t)) + h["graft_eps"])
+        if t % h["every"] == 0:
+            roots = root(left, t), root(right, t)
+        if roots:
+            turned = roots[0] @ mean @ roots[1]
+            u = turned * np.linalg.norm(u) / np.linalg.norm(turned)
+        return p - eta * u, (m, v, left, right, roots)
+
+    return each_matrix(step, vectors())
+
+
+REFERENCES = {"shampoo": shampoo, "soap": soap}

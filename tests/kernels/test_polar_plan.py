@@ -96,14 +96,15 @@ def test_singular_values_go_through_the_table(table, form, prescale, p):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("shape", [(7, 15), (15, 7), (2, 9, 9), (1, 1)])
+@pytest.mark.parametrize("shape", [(7, 15), (2, 9, 5), (1, 1)])
 def test_blocks_of_any_size_give_the_plain_product(form, shape):
     x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
     plain, one, three = (
-        kernels.newton_schulz(x, form=form, symmetric=levels) for levels in (0, 1, 3)
+        kernels.newton_schulz(x, steps=2, form=form, symmetric=levels)
+        for levels in (0, 1, 3)
     )
-    np.testing.assert_allclose(one, plain, atol=485 * 2e-7)
-    np.testing.assert_allclose(three, plain, atol=485 * 2e-7)
+    np.testing.assert_allclose(one, plain, atol=12 * 2e-7)
+    np.testing.assert_allclose(three, plain, atol=12 * 2e-7)
 
 
 @over_tables
@@ -235,8 +236,9 @@ def test_restarts_are_as_few_as_the_dtypes_allow():
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("symmetric", [0, 1])
-@pytest.mark.parametrize("table", ["jordan", "accurate"])
+@pytest.mark.parametrize(
+    ("table", "symmetric"), [("jordan", 0), ("jordan", 1), ("accurate", 0)]
+)
 def test_the_plan_tells_the_flops_of_the_compiled_program(form, symmetric, table):
     shape = (128, 512)
     plan = kernels.polar_plan(shape, table, form=form, symmetric=symmetric)
@@ -322,10 +324,12 @@ def test_a_loop_gives_what_the_stack_gives(form, shape):
 def test_a_loop_differentiates_and_keeps_the_dtype():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 6)), jnp.float32)
     loop, stack = (
-        jax.grad(lambda x, b=b: kernels.newton_schulz(x, batching=b)[:, 0].sum())(x)
+        jax.grad(lambda x, b=b: kernels.newton_schulz(x, steps=1, batching=b)[0].sum())(
+            x
+        )
         for b in ("loop", "stack")
     )
-    np.testing.assert_allclose(loop, stack, atol=1e-3)
+    np.testing.assert_allclose(loop, stack, atol=1e-5)
     half = kernels.newton_schulz(x.astype(jnp.bfloat16), batching="loop")
     assert half.dtype == jnp.bfloat16
 

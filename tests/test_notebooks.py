@@ -16,6 +16,7 @@ NOTEBOOKS = sorted((pathlib.Path(__file__).parents[1] / "notebooks").glob("*.ipy
 SMALL_BUDGETS = {
     "01_quickstart": "STEPS, SEEDS = 60, 2",
     "02_schedules_and_laws": "STEPS, SEEDS = 200, 8",
+    "04_matrix_optimizers": "STEPS, SEEDS = 60, 2",
 }
 STRICT = """
 import warnings

@@ -1,6 +1,7 @@
 """Which form of the polar iteration is cheapest, and which ones are safe."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -182,6 +183,7 @@ def _cost(table, form, restarts, shape, symmetric, platform, operand, square):
     return rectangular + small, time
 
 
+@functools.cache
 def _restarts(table, form, operand, square) -> tuple[int, ...] | str:
     """Returns the fewest restarts that make a form safe, or why none do."""
     unit = {x: float(jnp.finfo(x).eps) / 2 for x in (operand, square)}

@@ -9,8 +9,6 @@ from optlab import kernels, links, trees
 from optlab.optimizers import _subspace
 from optlab.optimizers._subspace import Basis
 
-DECAY_ORDERS = ("after", "together")
-
 
 class ScaleByGaloreState(NamedTuple):
     """State of `scale_by_galore`.
@@ -195,7 +193,8 @@ def galore(
       theirs takes fewer without a word. `optax.contrib.galore` projects the other side,
       corrects the bias before it adds eps, and has another order of decay.
     """
-    _subspace.require_known("galore", "decay_order", decay_order, DECAY_ORDERS)
+    orders = _subspace.DECAY_ORDERS
+    _subspace.require_known("galore", "decay_order", decay_order, orders)
 
     def matrices(views: Any) -> optax.GradientTransformationExtraArgs:
         core = scale_by_galore(

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from optlab import kernels, links, trees
 
+DECAY_ORDERS = ("after", "together")
 SIDES = ("short", "long", "in", "out", "both")
 
 # (..., m, n), rank -> orthonormal (..., m, rank)
@@ -196,6 +197,29 @@ def in_bases(stacks: list[jax.Array], bases: list[Bases]) -> list[jax.Array]:
 def out_of_bases(lows: list[jax.Array], bases: list[Bases]) -> list[jax.Array]:
     """Returns the stacks that have these coordinates."""
     return [kernels.lift(x, *b) for x, b in zip(lows, bases, strict=True)]
+
+
+def normal_matrices(key: jax.Array, like: jax.Array) -> jax.Array:
+    """Draws a stack of normal matrices, by their shape and their place in the stack.
+
+    A draw then does not depend on how many matrices there are.
+    """
+    for size in like.shape[1:]:
+        key = jax.random.fold_in(key, size)
+
+    def draw(place: jax.Array) -> jax.Array:
+        once = jax.random.fold_in(key, place)
+        return jax.random.normal(once, like.shape[1:], like.dtype)
+
+    return jax.vmap(draw)(jnp.arange(like.shape[0]))
+
+
+def length_ratio(step: jax.Array, low: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Returns ||step|| / (||low|| + 1e-8), norms over some axes, which stay."""
+    long, short = (
+        jnp.sqrt(jnp.sum(x * x, axis=axes, keepdims=True)) for x in (step, low)
+    )
+    return long / (short + 1e-8)
 
 
 def first_moments(shapes: list[Any], bases: list[Bases]) -> list[jax.Array]:

@@ -67,4 +67,104 @@ def singular_basis(g, rank):
     return u[:, :rank] if wide(g) else vt[:rank].T
 
 
-REFERENCES = {"galore": galore, "scale": scale}
+def natural_galore(h):
+    """The natural gradient by a dense solve; the bases are the kernel's."""
+
+    def step(p, g, t, memory):
+        bases, window, moments = memory or (None, [], None)
+        left, right = bases or (
+            np.asarray(h["basis"](x.astype(np.float32), h["rank"]), np.float64)
+            for x in (g, g.T)
+        )
+        low = left.T @ g @ right
+        window = [*window, low.ravel()][-h["history"] :]
+        fisher = h["damping"] * np.eye(low.size) + sum(np.outer(r, r) for r in window)
+        natural = np.linalg.solve(fisher, low.ravel()).reshape(low.shape)
+        u, moments = adam(h, natural, t, moments)
+        u = h["scale"] * correction(h, t) * left @ u @ right.T
+        return p - h["learning_rate"] * u, ((left, right), window, moments)
+
+    return each_matrix(step, spectral.vectors())
+
+
+def frugal(h):
+    """Fewer steps than `every`; the rows are drawn by JAX, as the optimizer does."""
+    places = {}
+
+    def drawn(shape):
+        now = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))[1]
+        places[shape] = places.get(shape, -1) + 1
+        for number in (*shape, places[shape]):
+            now = jax.random.fold_in(now, number)
+        rows = np.asarray(jax.random.permutation(now, shape[0]))
+        return rows[: int(h["density"] * shape[0])]
+
+    def step(p, g, t, memory):
+        rows, (m, v) = memory or (drawn(p.shape), (0.0, 0.0))
+        r, u = g[rows], np.sign(g)
+        m, v = h["b1"] * m + (1 - h["b1"]) * r, h["b2"] * v + (1 - h["b2"]) * r * r
+        root = np.sqrt(v / (1 - h["b2"] ** t)) + h["eps"]
+        u[rows] = m / (1 - h["b1"] ** t) / root
+        return p - h["learning_rate"] * u, (rows, (m, v))
+
+    return each_matrix(step, spectral.vectors())
+
+
+def limited(y, last):
+    """At most 1.01 times the last norm, of which there is none at first."""
+    norm = np.linalg.norm(y)
+    factor = min(1.0, 1.01 * last / norm) if last else 1.0
+    return y * factor, norm * factor
+
+
+def ratio(step, low):
+    lengths = [np.linalg.norm(x, axis=0, keepdims=True) for x in (step, low)]
+    return lengths[0] / (lengths[1] + 1e-8)
+
+
+def fira(h):
+    def step(p, g, t, memory):
+        basis, moments, last = memory or (singular_basis(g, h["rank"]), None, 0.0)
+        x = g if wide(p) else g.T  # the short side first
+        low = basis.T @ x
+        a, moments = adam(h, low, t, moments)
+        y, last = limited((x - h["scale"] * basis @ low) * ratio(a, low), last)
+        u = correction(h, t) * (h["scale"] * basis @ a + y)
+        u = u if wide(p) else u.T
+        return p - h["learning_rate"] * u, (basis, moments, last)
+
+    return each_matrix(step, spectral.vectors())
+
+
+def apollo(h):
+    """Fewer steps than `every`; drawn by JAX, as the optimizer does."""
+    places = {}
+
+    def drawn(m, n):
+        places[m, n] = places.get((m, n), -1) + 1
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 0)
+        for number in (min(m, n), h["rank"], places[m, n]):
+            key = jax.random.fold_in(key, number)
+        normal = jax.random.normal(key, (min(m, n), h["rank"]), np.float32)
+        return np.asarray(normal, np.float64) / np.sqrt(h["rank"])
+
+    def step(p, g, t, memory):
+        basis, moments, last = memory or (drawn(*p.shape), None, 0.0)
+        x = g if wide(p) else g.T  # the short side first
+        low = basis.T @ x
+        a, moments = adam(h, low, t, moments)
+        y, last = limited(x * ratio(a, low), last)
+        u = correction(h, t) * np.sqrt(h["scale"]) * (y if wide(p) else y.T)
+        return p - h["learning_rate"] * u, (basis, moments, last)
+
+    return each_matrix(step, spectral.vectors())
+
+
+REFERENCES = {
+    "apollo": apollo,
+    "fira": fira,
+    "frugal": frugal,
+    "galore": galore,
+    "natural_galore": natural_galore,
+    "scale": scale,
+}

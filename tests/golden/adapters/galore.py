@@ -55,7 +55,7 @@ def recorded_basis(grads: Mapping[str, np.ndarray], recorded: Mapping[str, Any])
     return lambda x, rank: jax.vmap(lambda y: one(y, rank))(x)
 
 
-def _projectors(case: Case) -> dict[str, Any]:
+def projectors(case: Case) -> dict[str, Any]:
     """Sorts what was recorded into bases of fan-in and of fan-out, (size, rank)."""
     left, right = (
         case.under("extra/projector_left"),
@@ -79,14 +79,13 @@ def galore(values: Settings, case: Case) -> Trajectory:
     settings["b1"], settings["b2"] = values.take("betas", (0.9, 0.999))
     correct = values.take("correct_bias", True)
     values.idle("no_deprecation_warning", because="it is about a warning")
-    projectors = _projectors(case)
     tx = optimizers.galore(
         rest=low_memory_adam.adamw_afterwards(**settings, bias_correction=correct),
         rank=values.take("rank"),
         every=values.take("update_proj_gap"),
         scale=values.take("scale"),
         side=SIDES[values.take("proj_type", "std", among=SIDES)],
-        basis=recorded_basis(case.grads, projectors),
+        basis=recorded_basis(case.grads, projectors(case)),
         bias_correction=correct,
         views=views(case),
         **settings,

@@ -103,4 +103,20 @@ ROWS: tuple[Row, ...] = (
         static=("mask", "min_steps", "patience", "preconditioner"),
         exempt=_OF_LAYERS,
     ),
+    Row(
+        "kfac",
+        optimizers.kfac,
+        "optimizers",
+        "curvature",
+        Paper(
+            "Martens, Grosse",
+            "Optimizing neural networks with Kronecker-factored approximate curvature",
+            2015,
+            "https://arxiv.org/abs/1503.05671",
+        ),
+        needs=("layer_stats",),
+        defaults={"learning_rate": 0.01, "every": 2},
+        static=("every", "mask", "method", "views"),
+        exempt=_OF_LAYERS,
+    ),
 )

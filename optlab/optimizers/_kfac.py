@@ -128,7 +128,9 @@ def scale_by_kfac(
         weight = 1 - decay**count
 
         def inverted() -> list[tuple[jax.Array, jax.Array]]:
-            corrected = [(a / weight, s / weight) for a, s in factors]
+            corrected = [
+                tuple((x / weight).astype(x.dtype) for x in pair) for pair in factors
+            ]
             return [_inverses(a, s, damping, method) for a, s in corrected]
 
         inverses = jax.lax.cond(

@@ -159,7 +159,7 @@ def scale_by_shampoo(
         del params, extra_args
         if not jax.tree.leaves(updates):
             return updates, state
-        t = optax.safe_increment(state.count)
+        t = jnp.asarray(optax.safe_increment(state.count))
         blocks, restore = read(links.widen(updates))
 
         def corrected(decay: Any, x: jax.Array) -> jax.Array:
@@ -198,12 +198,11 @@ def scale_by_shampoo(
             for x, y, p in zip(direction, grafted, roots, strict=True)
         ]
         out = jax.tree.map(lambda o, u: o.astype(u.dtype), restore(out), updates)
-        kept = [
+        m, nu = (
             tuple(x.astype(old.dtype) for x, old in zip(*pair, strict=True))
             for pair in ((m, state.momentum), (nu, state.nu))
-        ]
-        next_state = ScaleByShampooState(jnp.asarray(t), *kept, statistics, roots)
-        return out, trees.gathered(next_state)
+        )
+        return out, trees.gathered(ScaleByShampooState(t, m, nu, statistics, roots))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

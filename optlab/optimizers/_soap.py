@@ -184,13 +184,13 @@ def scale_by_soap(
         bases, m, v = jax.lax.switch(
             stage, stages, statistics, state.bases, tuple(m), tuple(v)
         )
-        kept = (
+        m, v = (
             jax.tree.map(lambda new, old: new.astype(old.dtype), *pair)
             for pair in ((m, state.momentum), (v, state.nu))
         )
         out = jax.tree.map(lambda o, u: o.astype(u.dtype), out, updates)
         count = jnp.asarray(optax.safe_increment(state.count))
-        return out, trees.gathered(ScaleBySoapState(count, *kept, statistics, bases))
+        return out, trees.gathered(ScaleBySoapState(count, m, v, statistics, bases))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -37,7 +37,7 @@ ROWS: tuple[Row, ...] = (
             "https://arxiv.org/abs/2107.03356",
         ),
         defaults={"learning_rate": 1e-2, "window": 32},
-        static=("accumulator_dtype", "mask", "window"),
+        static=("accumulator_dtype", "flat", "mask", "window"),
         exempt={
             "descends_quadratic": _NEEDS_NOISE,
             "descends_rosenbrock": _NEEDS_NOISE,

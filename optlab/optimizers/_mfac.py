@@ -16,8 +16,8 @@ class ScaleByMfacState(NamedTuple):
     Attributes:
       count: Updates applied so far, shape (), int32.
       window: Like the parameters with a leading axis m: the last gradients, each
-        divided by its norm over the whole tree; sharded like the parameters. A single
-        zero where there are no parameters.
+        divided by its norm over the whole tree; sharded like the parameters, unless
+        they are vectors (`flat`). A single zero where there are no parameters.
       norms: Those norms, shape (m,); 0 where the window is still empty.
       gram: Products of the divided gradients, shape (m, m).
       momentum: Shaped like the parameters, or None without b1.
@@ -35,6 +35,7 @@ def scale_by_mfac(
     window: int = 1024,
     damping: float | jax.Array = 1e-5,
     b1: float | jax.Array | None = None,
+    flat: bool = False,
     accumulator_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies the gradient by the inverse of an empirical Fisher matrix.
@@ -53,6 +54,9 @@ def scale_by_mfac(
       window: Number m of gradients that are kept; m copies of the parameters.
       damping: Damping, above 0, in units of the gradient squared.
       b1: Decay of the average of directions, in [0, 1); None keeps none.
+      flat: Whether rows of the window are vectors. They do not follow the placement of
+        the parameters then; but on CPU, XLA copies a window of arrays with two or more
+        axes in each step, and a window of vectors never.
       accumulator_dtype: Dtype of window and momentum; None means float32 or wider. The
         products are float32 or wider in any case.
 
@@ -84,7 +88,10 @@ def scale_by_mfac(
     def init(params: optax.Params) -> ScaleByMfacState:
         zeros = optax.tree.zeros_like(links.widen(params), dtype=accumulator_dtype)
         rows: Any = jax.tree.map(
-            lambda z: jnp.broadcast_to(z, (window, *z.shape)), zeros
+            lambda z: jnp.broadcast_to(
+                z.ravel() if flat else z, (window, *((z.size,) if flat else z.shape))
+            ),
+            zeros,
         )
         if not jax.tree.leaves(rows):
             # Optax asks in this way which parts of a state are shaped like the
@@ -114,6 +121,8 @@ def scale_by_mfac(
         grads = links.widen(updates)
         norm = _norm(grads).astype(state.norms.dtype)
         unit = jax.tree.map(lambda g: g / jnp.where(norm == 0, 1, norm), grads)
+        if flat:
+            unit = jax.tree.map(jnp.ravel, unit)
         rows = jax.tree.map(
             lambda w, g: w.at[row].set(g.astype(w.dtype)), state.window, unit
         )
@@ -176,7 +185,7 @@ def _combined(window: jax.Array, weights: jax.Array, like: jax.Array) -> jax.Arr
     total = jnp.tensordot(
         weights.astype(rows), window.astype(rows), axes=1, precision="highest"
     )
-    return total.astype(like.dtype)
+    return total.astype(like.dtype).reshape(like.shape)
 
 
 def mfac(
@@ -187,6 +196,7 @@ def mfac(
     b1: float | jax.Array | None = None,
     l2: float | jax.Array = 0.0,
     mask: Any = None,
+    flat: bool = False,
     accumulator_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """M-FAC: natural gradient with the Fisher matrix of the last m gradients.
@@ -203,6 +213,7 @@ def mfac(
       l2: Multiple of the parameters that is added to the gradient; it enters the
         window too.
       mask: Which leaves have it: tree of booleans or a function of the parameters.
+      flat: Whether rows of the window are vectors, see `scale_by_mfac`.
       accumulator_dtype: Dtype of window and momentum; None means float32 or wider.
 
     Returns:
@@ -234,6 +245,7 @@ def mfac(
                 window=window,
                 damping=damping,
                 b1=b1,
+                flat=flat,
                 accumulator_dtype=accumulator_dtype,
             ),
             links.scale_by_learning_rate(learning_rate),

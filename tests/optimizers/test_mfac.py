@@ -104,12 +104,32 @@ def test_the_window_lies_where_the_parameters_lie():
 
 def test_a_step_reads_the_window_twice_and_multiplies_four_times_its_size():
     m, d = 16, 4096
-    params = jnp.zeros(d)
-    tx = optimizers.scale_by_mfac(window=m)
+    params = {"kernel": jnp.zeros((64, 64))}
+    tx = optimizers.scale_by_mfac(window=m, flat=True)
     step = jax.jit(tx.update, donate_argnums=1)
     cost = step.lower(params, tx.init(params)).compile().cost_analysis()
     assert cost["flops"] <= 1.15 * 4 * m * d
     assert cost["bytes accessed"] <= 2.8 * 4 * m * d
+
+
+def test_flat_rows_give_the_same_directions():
+    params = {"kernel": jnp.zeros((2, 3)), "scale": jnp.zeros(())}
+    grads = [
+        {"kernel": jnp.asarray(g[:6]).reshape(2, 3), "scale": jnp.asarray(g[6])}
+        for g in trajectories.gradients((7,), steps=4)
+    ]
+    txs = [optimizers.scale_by_mfac(window=3, damping=0.1, flat=f) for f in (0, 1)]
+    states = [tx.init(params) for tx in txs]
+    assert states[1].window["kernel"].shape == (3, 6)
+    for g in grads:
+        (want, states[0]), (got, states[1]) = (
+            tx.update(g, state) for tx, state in zip(txs, states, strict=True)
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            got,
+            want,
+        )
 
 
 def test_it_learns_from_noisy_gradients():

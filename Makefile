@@ -21,7 +21,12 @@ test-all:  ## the slow ones as well
 	$(PYTHON) -m pytest -m ""
 
 bench:  ## the benchmarks, and the main race with its default budget into runs/race
-	for file in benchmarks/*.py; do $(PYTHON) $$file || exit 1; done
+	for name in muon_step kronecker orthogonalization curvature state_bytes; do \
+	  $(PYTHON) benchmarks/$$name.py || exit 1; \
+	done
+	for name in predict_then_run schedules matrix; do \
+	  $(PYTHON) benchmarks/$$name.py --out runs/$$name || exit 1; \
+	done
 	$(PYTHON) -m optlab.lab.cli race --out runs/race
 
 docs:  ## the site, every warning an error; result in site/

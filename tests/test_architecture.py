@@ -46,7 +46,7 @@ PLANTED = [
     ("trees.py", "import optlab", "not the whole package"),
     ("optimizers/_muon.py", "from optlab import wrappers", "room 'wrappers'"),
     ("optimizers/_muon.py", "from .. import catalog", "room 'catalog'"),
-    ("optimizers/_adam.py", "from . import _muon", "files of one room"),
+    ("optimizers/_adam.py", "from . import _lion", "files of one room"),
     ("optimizers/_adam.py", "from optlab.optimizers import muon", "files of one room"),
     ("optimizers/_adam.py", "from optlab.kernels._root import root", "public names"),
     ("lab/race.py", "from optlab.kernels import _root", "public names"),

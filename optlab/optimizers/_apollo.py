@@ -101,13 +101,10 @@ def scale_by_apollo(
 
     def update(stacks: list[jax.Array], state: Any) -> tuple[Any, ...]:
         now = jax.random.fold_in(state.key, state.count // every)
-        bases = [
-            tuple(
-                b if b is None else _subspace.normal_matrices(now, b) / rank**0.5
-                for b in pair
-            )
-            for pair in _subspace.empty_bases(stacks, rank, "short")
-        ]
+        bases = jax.tree.map(
+            lambda b: _subspace.normal_matrices(now, b) / rank**0.5,
+            _subspace.empty_bases(stacks, rank, "short"),
+        )
         low = _subspace.in_bases(stacks, bases)
         steps, mu, nu = _subspace.adam(low, state.mu, state.nu, b1, b2, eps)
         factor = jnp.sqrt(scale) * _subspace.correction(state.count, b1, b2)

@@ -82,8 +82,8 @@ def scale_by_fira(
       >>> tx = optimizers.scale_by_fira(rank=1)
       >>> g = {"kernel": jnp.array([[4.0, 0.0], [2.0, 1.0]])}
       >>> updates, _ = tx.update(g, tx.init(g))
-      >>> bool((updates["kernel"] != 0).all())  # the second direction moves, too
-      True
+      >>> int(jnp.linalg.matrix_rank(updates["kernel"]))  # of GaLore's step it is 1
+      2
 
     Source:
       See `fira`.

@@ -171,6 +171,7 @@ def scale_by_frugal(
             lambda: (state.key, state.chosen, state.inner),
         )
         low = [parts.down(x, c) for x, c in zip(stacks, chosen, strict=True)]
+        steps: Any
         steps, inner_state = method.update(low, inner_state)
         out = []
         for x, step, r, c in zip(stacks, steps, low, chosen, strict=True):

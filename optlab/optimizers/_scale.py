@@ -103,9 +103,8 @@ def scale_by_scale(
       >>> tx = optimizers.scale_by_scale()
       >>> g = {"kernel": jnp.array([[3.0, 0.0], [4.0, 1.0]])}
       >>> updates, _ = tx.update(g, tx.init(g))
-      >>> print(updates["kernel"].round(4))  # each column has RMS 1
-      [[0.8485 0.    ]
-       [1.1314 1.4142]]
+      >>> [f"{entry:.4f}" for entry in updates["kernel"].ravel()]  # columns of RMS 1
+      ['0.8485', '0.0000', '1.1314', '1.4142']
 
     Source:
       See `scale`.

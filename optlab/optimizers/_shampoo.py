@@ -10,7 +10,8 @@ import optax
 
 from optlab import kernels, links, trees
 
-GRAFTS = ("none", "sgd", "adagrad", "rmsprop", "adam")
+SQUARED = ("adagrad", "rmsprop", "adam")  # grafts with squares in their state
+GRAFTS = ("none", "sgd", *SQUARED)
 
 Factors = tuple[tuple[jax.Array, ...], ...]
 Root = Callable[..., jax.Array]
@@ -113,9 +114,9 @@ def scale_by_shampoo(
       >>> from optlab import optimizers
       >>> tx = optimizers.scale_by_shampoo(b1=0.0, b2=1.0, graft="none", every=1)
       >>> g = {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]])}
-      >>> print(tx.update(g, tx.init(g))[0]["kernel"].round(3))
-      [[-0.514  0.857]
-       [ 0.857  0.514]]
+      >>> updates, _ = tx.update(g, tx.init(g))
+      >>> print([f"{entry:.3f}" for entry in updates["kernel"].ravel()])
+      ['-0.514', '0.857', '0.857', '0.514']
 
     Source:
       See `shampoo`.
@@ -125,30 +126,10 @@ def scale_by_shampoo(
     _check(graft, summed and graft_b2 is None, every, start, block_size)
     graft_b2 = b2 if graft_b2 is None else graft_b2
     read = functools.partial(_blocks, views=views, block_size=block_size)
-    squared = graft not in ("none", "sgd")
 
     def init(params: optax.Params) -> ScaleByShampooState:
         blocks = jax.eval_shape(lambda tree: read(tree)[0], links.widen(params))
-
-        def accumulators() -> Any:
-            return tuple(
-                jnp.zeros(x.shape, accumulator_dtype or x.dtype) for x in blocks
-            )
-
-        def factors() -> Any:
-            return tuple(
-                tuple(jnp.zeros((x.shape[0], d, d), x.dtype) for d in x.shape[1:])
-                for x in blocks
-            )
-
-        nu = accumulators() if squared else ()
-        fields = accumulators(), nu, factors(), factors()
-        # A leaf where there are no parameters, because optax.tree.map_params compares
-        # this with the state of a tree that has some.
-        return ScaleByShampooState(
-            jnp.zeros((), jnp.int32),
-            *(field if blocks else jnp.zeros(0) for field in fields),
-        )
+        return _start(blocks, graft, accumulator_dtype)
 
     def update(
         updates: optax.Updates,
@@ -165,16 +146,12 @@ def scale_by_shampoo(
         def corrected(decay: Any, x: jax.Array) -> jax.Array:
             return (x / (1 - decay**t)).astype(x.dtype) if bias_correction else x
 
-        def mixed(decay: Any, old: jax.Array, new: jax.Array) -> jax.Array:
-            return (decay * old.astype(new.dtype) + (1 - decay) * new).astype(new.dtype)
-
-        m = [mixed(b1, *pair) for pair in zip(state.momentum, blocks, strict=True)]
+        m = list(map(functools.partial(_mixed, b1), state.momentum, blocks))
         direction = [corrected(b1, x) for x in m]
         grafted, nu = direction, []
-        if squared:
-            pairs = list(zip(state.nu, map(jnp.square, blocks), strict=True))
-            total = graft == "adagrad"
-            nu = [a + b if total else mixed(graft_b2, a, b) for a, b in pairs]
+        if graft in SQUARED:
+            add = jnp.add if graft == "adagrad" else functools.partial(_mixed, graft_b2)
+            nu = list(map(add, state.nu, map(jnp.square, blocks)))
             roots_of = [corrected(graft_b2, x) if graft == "adam" else x for x in nu]
             grafted = [
                 _ratio(x, jnp.sqrt(y) + graft_eps)
@@ -192,9 +169,7 @@ def scale_by_shampoo(
             due, computed, lambda _, roots: roots, statistics, state.roots
         )
         out = [
-            jnp.where(
-                t >= start, _scaled_to(y, kernels.kronecker_apply(x, p), graft), y
-            )
+            jnp.where(t >= start, _scaled_to(y, x, p, graft), y)
             for x, y, p in zip(direction, grafted, roots, strict=True)
         ]
         out = jax.tree.map(lambda o, u: o.astype(u.dtype), restore(out), updates)
@@ -220,6 +195,32 @@ def _check(graft: str, no_decay: bool, every: Any, start: Any, block: Any) -> No
             f"scale_by_shampoo: b2=1 sums the statistics, but graft={graft!r} averages"
             " squares; give it a graft_b2, or graft='adagrad'"
         )
+
+
+def _start(blocks: list[Any], graft: str, dtype: Any) -> ScaleByShampooState:
+    """Returns the state before the first gradient of blocks of these shapes."""
+
+    def accumulators() -> Any:
+        return tuple(jnp.zeros(x.shape, dtype or x.dtype) for x in blocks)
+
+    def factors() -> Any:
+        return tuple(
+            tuple(jnp.zeros((x.shape[0], d, d), x.dtype) for d in x.shape[1:])
+            for x in blocks
+        )
+
+    nu = accumulators() if graft in SQUARED else ()
+    fields = accumulators(), nu, factors(), factors()
+    # A leaf where there are no parameters, because optax.tree.map_params compares this
+    # with the state of a tree that has some.
+    return ScaleByShampooState(
+        jnp.zeros((), jnp.int32),
+        *(field if blocks else jnp.zeros(0) for field in fields),
+    )
+
+
+def _mixed(decay: Any, old: jax.Array, new: jax.Array) -> jax.Array:
+    return (decay * old.astype(new.dtype) + (1 - decay) * new).astype(new.dtype)
 
 
 def _blocks(tree: Any, views: Any, block_size: int) -> tuple[list[jax.Array], Callable]:
@@ -278,8 +279,9 @@ def _where_finite(new: jax.Array, old: jax.Array) -> jax.Array:
     return jnp.where(finite, new, old).astype(old.dtype)
 
 
-def _scaled_to(like: jax.Array, x: jax.Array, graft: str) -> jax.Array:
-    """Gives each block of x the norm of its block of `like`."""
+def _scaled_to(like: jax.Array, x: jax.Array, roots: Any, graft: str) -> jax.Array:
+    """Multiplies blocks by their roots, and gives each the norm of that of `like`."""
+    x = kernels.kronecker_apply(x, roots)
     return x if graft == "none" else x * _ratio(_norms(like), _norms(x))
 
 

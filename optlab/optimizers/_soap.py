@@ -213,8 +213,8 @@ def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _to_unit_rms(x: jax.Array) -> jax.Array:
-    squares = jnp.mean(x * x, axis=tuple(range(1, x.ndim)), keepdims=True)
-    return x / (1e-30 + jnp.sqrt(squares))
+    square = jnp.mean(x * x, axis=tuple(range(1, x.ndim)), keepdims=True)
+    return x / (1e-30 + jnp.sqrt(square))
 
 
 def _next_statistics(statistics: Factors, stacks: list[Any], decay: Any) -> Factors:
@@ -317,8 +317,7 @@ def soap(
       A transformation; the rate in force is in its state, `inspection.hyperparams`.
 
     Raises:
-      ValueError: As `scale_by_soap`; if decay_order is unknown; if `rest` is missing
-        and a leaf needs it.
+      ValueError: As `scale_by_soap`; for another decay_order or without a needed rest.
 
     Example:
       >>> import jax.numpy as jnp

@@ -13,6 +13,7 @@ from optlab.kernels._inverses import damped_inverse as damped_inverse
 from optlab.kernels._inverses import newton_schulz_inverse as newton_schulz_inverse
 from optlab.kernels._kronecker import axis_product as axis_product
 from optlab.kernels._kronecker import kronecker_apply as kronecker_apply
+from optlab.kernels._largest_slices import largest_slices as largest_slices
 from optlab.kernels._krylov import lanczos as lanczos
 from optlab.kernels._krylov import power_iteration as power_iteration
 from optlab.kernels._krylov import quadrature as quadrature

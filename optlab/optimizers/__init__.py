@@ -12,6 +12,12 @@ from optlab.optimizers._adamw import adamw as adamw
 from optlab.optimizers._apollo import ScaleByApolloState as ScaleByApolloState
 from optlab.optimizers._apollo import apollo as apollo
 from optlab.optimizers._apollo import scale_by_apollo as scale_by_apollo
+from optlab.optimizers._dion import ScaleByDionState as ScaleByDionState
+from optlab.optimizers._dion import dion as dion
+from optlab.optimizers._dion import scale_by_dion as scale_by_dion
+from optlab.optimizers._dion2 import ScaleByDion2State as ScaleByDion2State
+from optlab.optimizers._dion2 import dion2 as dion2
+from optlab.optimizers._dion2 import scale_by_dion2 as scale_by_dion2
 from optlab.optimizers._fedhyper import ScaleByFedhyperState as ScaleByFedhyperState
 from optlab.optimizers._fedhyper import fedhyper as fedhyper
 from optlab.optimizers._fedhyper import fedhyper_client_factor as fedhyper_client_factor
@@ -46,6 +52,9 @@ from optlab.optimizers._mkor_h import scale_by_mkor_h as scale_by_mkor_h
 from optlab.optimizers._muon import ScaleByMuonState as ScaleByMuonState
 from optlab.optimizers._muon import muon as muon
 from optlab.optimizers._muon import scale_by_muon as scale_by_muon
+from optlab.optimizers._muon_bp import ScaleByMuonBpState as ScaleByMuonBpState
+from optlab.optimizers._muon_bp import muon_bp as muon_bp
+from optlab.optimizers._muon_bp import scale_by_muon_bp as scale_by_muon_bp
 from optlab.optimizers._nadamw import nadamw as nadamw
 from optlab.optimizers._natural_galore import (
     ScaleByNaturalGaloreState as ScaleByNaturalGaloreState,

@@ -44,6 +44,12 @@ class OverAxis:
             )(padded)
         return y[: x.shape[0]] if short else y
 
+    def around(
+        self, wrap: Callable[[Callable], Callable[[jax.Array], jax.Array]]
+    ) -> "OverAxis":
+        """Returns the same, with what runs on each device wrapped by a function."""
+        return dataclasses.replace(self, kernel=wrap(self.kernel))
+
 
 def _way(spec: PartitionSpec, axes: tuple[str, ...]) -> list[PartitionSpec]:
     """Placements between a stack's own and whole matrices on each device.

@@ -1,5 +1,6 @@
 """Muon and its relatives, in float64 NumPy."""
 
+import jax
 import numpy as np
 
 from tests.conformance.references import first_order
@@ -29,13 +30,16 @@ def vectors():
     )
 
 
-def polar(x, rows=(JORDAN,) * 5):
-    """Five steps of Newton-Schulz."""
-    x = x / max(np.linalg.norm(x), 1e-300)
+def iterate(x, rows):
     for a, b, c in rows:
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x
+
+
+def polar(x, rows=(JORDAN,) * 5):
+    """Five steps of Newton-Schulz."""
+    return iterate(x / max(np.linalg.norm(x), 1e-300), rows)
 
 
 def muon(h, polar=polar):
@@ -66,11 +70,8 @@ def turbo_muon(h):
     def four_steps(x):
         if x.shape[0] > x.shape[1]:
             return four_steps(x.T).T
-        x = x / np.sqrt(np.abs(x @ x.T).sum(axis=1, keepdims=True))
-        for a, b, c in TURBO:
-            gram = x @ x.T
-            x = a * x + (b * gram + c * gram @ gram) @ x
-        return x
+        rows = np.abs(x @ x.T).sum(axis=1, keepdims=True)
+        return iterate(x / np.sqrt(rows), TURBO)
 
     return muon(h, four_steps)
 
@@ -117,9 +118,61 @@ def lanton(h):
     return reference
 
 
+def dion(h):
+    def step(p, g, t, memory):
+        rank, scale = min(h["rank"], *p.shape), (p.shape[1] / p.shape[0]) ** 0.5
+        if memory is None:
+            start = jax.random.normal(jax.random.key(0), (p.shape[0], rank))
+            memory = 0.0, np.asarray(start, float)
+        x, q = memory[0] + g, memory[1]
+        left = np.linalg.qr(x.T @ q)[0]
+        right = x @ left
+        x = x - (1 - h["b1"]) * right @ left.T
+        q = right / (np.linalg.norm(right, axis=0) + h["eps"])
+        u = scale * q @ left.T + h["weight_decay"] * p
+        return p - h["learning_rate"] * u, (x, q)
+
+    return each_matrix(step, vectors())
+
+
+def dion2(h):
+    def rows(x):
+        sizes = np.abs(x).sum(axis=1)
+        chosen = np.argsort(-sizes)[: int(np.ceil(h["fraction"] * len(sizes)))]
+        o, left = np.zeros_like(x), x.copy()
+        o[chosen] = polar(x[chosen])
+        left[chosen] *= h["b1"]
+        return o, left
+
+    def step(p, g, t, memory):
+        x = g + (0.0 if memory is None else memory)
+        o, x = rows(x) if x.shape[0] < x.shape[1] else (y.T for y in rows(x.T))
+        u = (p.shape[1] / p.shape[0]) ** 0.5 * o + h["weight_decay"] * p
+        return p - h["learning_rate"] * u, x
+
+    return each_matrix(step, vectors())
+
+
+def muon_bp(h):
+    def step(p, g, t, memory):
+        m = h["b1"] * (0.0 if memory is None else memory) + g
+        cuts = h["blocks"] if (t - 1) % h["every"] else (1, 1)
+        parts = [
+            np.split(row, np.gcd(cuts[1], p.shape[1]), axis=1)
+            for row in np.split(m, np.gcd(cuts[0], p.shape[0]), axis=0)
+        ]
+        u = [[0.2 * max(x.shape) ** 0.5 * polar(x) for x in row] for row in parts]
+        return p - h["learning_rate"] * np.block(u), m
+
+    return each_matrix(step, vectors())
+
+
 REFERENCES = {
+    "dion": dion,
+    "dion2": dion2,
     "lanton": lanton,
     "muon": muon,
+    "muon_bp": muon_bp,
     "normuon": normuon,
     "scion": scion,
     "turbo_muon": turbo_muon,

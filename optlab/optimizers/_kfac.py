@@ -89,18 +89,7 @@ def scale_by_kfac(
         raise ValueError(f"scale_by_kfac: every must be at least 1, got {every}")
 
     def init(params: optax.Params) -> ScaleByKfacState:
-        count = jnp.zeros((), jnp.int32)
-        groups = trees.layer_groups(params, views)
-        if not groups:
-            return ScaleByKfacState(count, *(jnp.zeros(()) for _ in range(4)))
-        dtypes = (leaf.dtype for leaf in jax.tree.leaves(params))
-        dtype = jnp.result_type(jnp.float32, *dtypes)
-
-        def zeros(axis: int) -> tuple[jax.Array, ...]:
-            sizes = [(sum(x.shape[0] for x in g), g[0].shape[axis]) for g in groups]
-            return tuple(jnp.zeros((k, size, size), dtype) for k, size in sizes)
-
-        return ScaleByKfacState(count, *(zeros(axis) for axis in (1, 2, 1, 2)))
+        return _initial(params, trees.layer_groups(params, views))
 
     def update(
         updates: optax.Updates,
@@ -151,6 +140,20 @@ def scale_by_kfac(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _initial(params: optax.Params, groups: Any) -> ScaleByKfacState:
+    count = jnp.zeros((), jnp.int32)
+    if not groups:
+        return ScaleByKfacState(count, *(jnp.zeros(()) for _ in range(4)))
+    dtypes = (leaf.dtype for leaf in jax.tree.leaves(params))
+    dtype = jnp.result_type(jnp.float32, *dtypes)
+
+    def zeros(axis: int) -> tuple[jax.Array, ...]:
+        sizes = [(sum(x.shape[0] for x in g), g[0].shape[axis]) for g in groups]
+        return tuple(jnp.zeros((k, size, size), dtype) for k, size in sizes)
+
+    return ScaleByKfacState(count, *(zeros(axis) for axis in (1, 2, 1, 2)))
 
 
 def _mean(old: jax.Array, new: jax.Array, decay: float | jax.Array) -> jax.Array:

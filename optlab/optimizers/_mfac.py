@@ -133,22 +133,21 @@ def scale_by_mfac(
         newest = jnp.zeros_like(norms).at[row].set(1.0)
         weights = kernels.window_weights(gram, norms, newest, damping)
         direction = jax.tree.map(lambda w, g: _combined(w, weights, g), rows, grads)
-        momentum = None
-        if b1 is not None:
-            direction = _averaged(b1, state.momentum, direction)
-            momentum = jax.tree.map(
-                lambda u, v: u.astype(v.dtype), direction, state.momentum
-            )
+        direction, momentum = _averaged(b1, state.momentum, direction)
         out = jax.tree.map(lambda d, u: d.astype(u.dtype), direction, updates)
         return out, ScaleByMfacState(count, rows, norms, gram, momentum)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _averaged(b1: float | jax.Array, averages: Any, tree: Any) -> Any:
-    return jax.tree.map(
+def _averaged(b1: float | jax.Array | None, averages: Any, tree: Any) -> Any:
+    """Returns the direction of the step and the momentum to keep, None without b1."""
+    if b1 is None:
+        return tree, None
+    new = jax.tree.map(
         lambda v, u: b1 * v.astype(u.dtype) + (1 - b1) * u, averages, tree
     )
+    return new, jax.tree.map(lambda u, v: u.astype(v.dtype), new, averages)
 
 
 def _norm(tree: Any) -> jax.Array:

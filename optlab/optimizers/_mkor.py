@@ -97,39 +97,10 @@ def scale_by_mkor(
     Source:
       See `mkor`.
     """
-    if rule not in kernels.RANK_ONE_RULES:
-        raise ValueError(
-            f"scale_by_mkor: rule must be one of {kernels.RANK_ONE_RULES}, got {rule!r}"
-        )
-    if stabilizer not in STABILIZERS:
-        raise ValueError(
-            f"scale_by_mkor: stabilizer must be one of {STABILIZERS}, got"
-            f" {stabilizer!r}"
-        )
-    if every < 1:
-        raise ValueError(f"scale_by_mkor: every must be at least 1, got {every}")
+    _check(rule, stabilizer, every)
 
     def init(params: optax.Params) -> ScaleByMkorState:
-        count = jnp.zeros((), jnp.int32)
-        groups = trees.layer_groups(params, views)
-        if not groups:
-            return ScaleByMkorState(count, *(jnp.zeros(()) for _ in range(3)))
-        dtypes = (leaf.dtype for leaf in jax.tree.leaves(params))
-        dtype = jnp.result_type(jnp.float32, *dtypes)
-        shapes = [
-            (sum(x.shape[0] for x in group), *group[0].shape[1:]) for group in groups
-        ]
-
-        def identities(k: int, size: int) -> jax.Array:
-            return jnp.zeros((k, size, size), dtype) + jnp.eye(size, dtype=dtype)
-
-        return ScaleByMkorState(
-            count,
-            tuple(identities(k, m) for k, m, _ in shapes),
-            tuple(identities(k, n) for k, _, n in shapes),
-            # The first refresh forgets its vectors, as after a reset.
-            tuple(jnp.ones(k, bool) for k, _, _ in shapes),
-        )
+        return _initial(params, trees.layer_groups(params, views))
 
     def refreshed(factors: Any, vectors: Any) -> Any:
         """One refresh of a group: (A^-1, B^-1, unstable), (a, g)."""
@@ -138,18 +109,10 @@ def scale_by_mkor(
         for inverse, vector in zip(inverses, vectors, strict=True):
             vector = jnp.clip(vector.astype(inverse.dtype), -clip, clip)
             moved = kernels.rank_one_inverse(inverse, vector, decay, rule)
-            identity = jnp.broadcast_to(
-                jnp.eye(inverse.shape[-1], dtype=inverse.dtype), inverse.shape
-            )
             if stabilizer == "blend":
-                large = _largest(moved) > largest
-                mixed = (1 - blend) * moved + blend * identity
-                moved = jnp.where(large[:, None, None], mixed, moved)
-            new.append(
-                jnp.where(
-                    unstable[:, None, None], identity, moved.astype(inverse.dtype)
-                )
-            )
+                moved = _blended(moved, largest, blend)
+            moved = jnp.where(unstable[:, None, None], _identity(inverse), moved)
+            new.append(moved.astype(inverse.dtype))
         grown = jnp.zeros_like(unstable)
         if stabilizer == "reset":
             grown = (_largest(new[0]) > largest) | (_largest(new[1]) > largest)
@@ -191,6 +154,50 @@ def scale_by_mkor(
         return out, ScaleByMkorState(count, *zip(*factors, strict=True))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check(rule: str, stabilizer: str, every: int) -> None:
+    if rule not in kernels.RANK_ONE_RULES:
+        raise ValueError(
+            f"scale_by_mkor: rule must be one of {kernels.RANK_ONE_RULES}, got {rule!r}"
+        )
+    if stabilizer not in STABILIZERS:
+        raise ValueError(
+            f"scale_by_mkor: stabilizer must be one of {STABILIZERS}, got"
+            f" {stabilizer!r}"
+        )
+    if every < 1:
+        raise ValueError(f"scale_by_mkor: every must be at least 1, got {every}")
+
+
+def _initial(params: optax.Params, groups: Any) -> ScaleByMkorState:
+    count = jnp.zeros((), jnp.int32)
+    if not groups:
+        return ScaleByMkorState(count, *(jnp.zeros(()) for _ in range(3)))
+    dtypes = (leaf.dtype for leaf in jax.tree.leaves(params))
+    dtype = jnp.result_type(jnp.float32, *dtypes)
+    counts = [sum(layer.shape[0] for layer in group) for group in groups]
+
+    def identities(axis: int) -> tuple[jax.Array, ...]:
+        sizes = [group[0].shape[axis] for group in groups]
+        return tuple(
+            _identity(jnp.zeros((k, size, size), dtype))
+            for k, size in zip(counts, sizes, strict=True)
+        )
+
+    # The first refresh forgets its vectors, as after a reset.
+    unstable = tuple(jnp.ones(k, bool) for k in counts)
+    return ScaleByMkorState(count, identities(1), identities(2), unstable)
+
+
+def _identity(like: jax.Array) -> jax.Array:
+    return jnp.zeros_like(like) + jnp.eye(like.shape[-1], dtype=like.dtype)
+
+
+def _blended(x: jax.Array, largest: Any, blend: Any) -> jax.Array:
+    """Pulls the matrices with a large entry towards the identity."""
+    mixed = (1 - blend) * x + blend * _identity(x)
+    return jnp.where((_largest(x) > largest)[:, None, None], mixed, x)
 
 
 def _largest(x: jax.Array) -> jax.Array:

@@ -144,10 +144,7 @@ def scale_by_lanton(
         if paired:
             second = links.widen(_same_leaves(noise_pair, updates))
         else:
-            first = state.count == 0
-            second = jax.tree.map(
-                lambda p, g: jnp.where(first, g, p), state.previous, wide
-            )
+            second = _or_first(state.previous, wide, state.count)
         sizes = _nuclear_norms(jax.tree.map(jnp.subtract, wide, second), measure, views)
         noise = jax.tree.map(functools.partial(_averaged, b2), state.noise, sizes)
         direction, inner = muon.update(wide, state.muon)
@@ -155,14 +152,16 @@ def scale_by_lanton(
         out = jax.tree.map(
             lambda u, r, o: (r * o).astype(u.dtype), updates, ratios, direction
         )
-        kept = state.previous and jax.tree.map(
-            lambda g, old: g.astype(old.dtype), wide, state.previous
-        )
-        return out, ScaleByLantonState(
-            jnp.asarray(optax.safe_increment(state.count)), inner, noise, kept
-        )
+        kept = None if paired else optax.tree.cast_like(wide, state.previous)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        return out, ScaleByLantonState(count, inner, noise, kept)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _or_first(previous: Any, wide: Any, count: jax.Array) -> Any:
+    """Returns the previous gradient; at the first step, where is none, this one."""
+    return jax.tree.map(lambda p, g: jnp.where(count == 0, g, p), previous, wide)
 
 
 def _same_leaves(tree: Any, like: Any) -> Any:

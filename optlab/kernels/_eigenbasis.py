@@ -56,7 +56,7 @@ def eigenbasis(x: jax.Array, null: jax.Array | None = None) -> jax.Array:
         covered = jnp.sum(vectors * vectors, axis=-1)
         order = jnp.argsort(-covered, axis=-1)
         null = (order[..., None, :] == jnp.arange(x.shape[-1])[:, None]).astype(y.dtype)
-    basis, _ = jnp.linalg.qr(jnp.where(known, vectors, null))
+    basis = _symmetric.orthogonal(jnp.where(known, vectors, null))
     return basis.astype(x.dtype)
 
 
@@ -112,7 +112,7 @@ def refresh_eigenbasis(x: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.A
     order = jnp.argsort(-quotients, axis=-1).astype(jnp.int32)
     moved = jnp.where(quotients[..., None, :] > 0, image, basis)
     moved = jnp.take_along_axis(moved, order[..., None, :], axis=-1)
-    return jnp.linalg.qr(moved)[0].astype(x.dtype), order
+    return _symmetric.orthogonal(moved).astype(x.dtype), order
 
 
 def _negligible(values: jax.Array) -> jax.Array:

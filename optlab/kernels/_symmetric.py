@@ -1,5 +1,7 @@
 """What kernels of symmetric matrices share: checks, scaling, eigendecomposition."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -17,19 +19,24 @@ def scaled(who: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def eigh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns eigenvalues, smallest first, and eigenvectors of (..., n, n).
+    """Returns eigenvalues, smallest first, and eigenvectors of (..., n, n)."""
+    return _decomposed(lambda y: tuple(jnp.linalg.eigh(y)), x)
 
-    On CPU one matrix after the other: a batch is no faster there, and inside a
-    conditional on a mesh of virtual devices a batched call has been seen to hang.
+
+def orthogonal(x: jax.Array) -> jax.Array:
+    """Returns the orthogonal factor of the QR decomposition of (..., n, n)."""
+    return _decomposed(lambda y: (jnp.linalg.qr(y)[0],), x)[0]
+
+
+def _decomposed(function: Callable[[jax.Array], tuple], x: jax.Array) -> tuple:
+    """Decomposes a batch; on CPU one matrix after the other.
+
+    A batched call is no faster there, and inside a conditional it hangs now and then,
+    on one device as on many (XLA's thread pool waits for itself, jax 0.10.2).
     """
 
-    def one_by_one(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        flat = x.reshape(-1, *x.shape[-2:])
-        values, vectors = jax.lax.map(lambda y: tuple(jnp.linalg.eigh(y)), flat)
-        return values.reshape(x.shape[:-1]), vectors.reshape(x.shape)
+    def one_by_one(x: jax.Array) -> tuple:
+        results = jax.lax.map(function, x.reshape(-1, *x.shape[-2:]))
+        return tuple(y.reshape(*x.shape[:-2], *y.shape[1:]) for y in results)
 
-    def together(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        values, vectors = jnp.linalg.eigh(x)
-        return values, vectors
-
-    return jax.lax.platform_dependent(x, cpu=one_by_one, default=together)
+    return jax.lax.platform_dependent(x, cpu=one_by_one, default=function)

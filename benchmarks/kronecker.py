@@ -170,7 +170,7 @@ def measure(name: str, layers: int, d: int, repeats: int) -> list[str]:
 
 def under_vmap(name: str, repeats: int) -> str:
     """Returns what jax.vmap over states makes of the conditional."""
-    params = transformer(1, 64)
+    params = transformer(1, 16)
     step = compiled(CHAINS[name](), params, {}, copies=2)
     plain = compiled(CHAINS[name](), params, {})
     times = {key: [] for key in ("plain", "mapped")}

@@ -16,9 +16,6 @@ from optlab.kernels._kronecker import kronecker_apply as kronecker_apply
 from optlab.kernels._krylov import lanczos as lanczos
 from optlab.kernels._krylov import power_iteration as power_iteration
 from optlab.kernels._krylov import quadrature as quadrature
-from optlab.kernels._krylov import lanczos as lanczos
-from optlab.kernels._krylov import power_iteration as power_iteration
-from optlab.kernels._krylov import quadrature as quadrature
 from optlab.kernels._largest_slices import largest_slices as largest_slices
 from optlab.kernels._low_rank import lift as lift
 from optlab.kernels._low_rank import limit_growth as limit_growth

@@ -36,7 +36,7 @@ ROWS: tuple[Row, ...] = (
             2021,
             "https://arxiv.org/abs/2107.03356",
         ),
-        defaults={"learning_rate": 1e-2, "window": 32},
+        defaults={"learning_rate": 0.1, "window": 32, "damping": 0.1},
         static=("accumulator_dtype", "flat", "mask", "window"),
         exempt={
             "descends_quadratic": _NEEDS_NOISE,

@@ -117,6 +117,7 @@ def scale_by_mfac(
         count = jnp.asarray(optax.safe_increment(state.count))
         if not jax.tree.leaves(updates):
             return updates, state._replace(count=count)
+        state = jax.tree.map(jnp.asarray, state)  # restored ones may be NumPy's
         row = state.count % window
         grads = links.widen(updates)
         norm = _norm(grads).astype(state.norms.dtype)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from optlab import catalog
+from optlab import catalog, testing
 
 EXTRA = {"value", "grad", "value_fn", "key", "loss_fn", "layer_stats"}
 EXTRA |= {"hessian_diag", "noise_pair"}
@@ -34,8 +34,9 @@ def test_a_row_builds_from_its_defaults(row):
     if row.room == "schedules":
         assert jnp.shape(built(0)) == ()
     else:
-        params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
-        updates, _ = built.update(params, built.init(params), params)
+        params = {"kernel": jnp.ones((4, 6)), "bias": jnp.ones(6)}
+        more = testing.Subject(row).extra_args(params, params, optax.tree.norm)
+        updates, _ = built.update(params, built.init(params), params, **more)
         assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
         assert isinstance(built, optax.GradientTransformationExtraArgs)
 

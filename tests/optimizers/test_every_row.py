@@ -1,5 +1,7 @@
 """What every optimizer of the catalogue keeps beside the conformance suite."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,13 +9,17 @@ import optax
 import pytest
 from flax import nnx
 
-from optlab import catalog, inspection, optimizers, schedules
+from optlab import catalog, inspection, optimizers, schedules, testing
 from tests.optimizers import trajectories
 
 ROWS = catalog.rows("optimizers")
 SHAPES = {"kernel": (4, 6), "bias": (6,)}
 
 every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+# The others need more than a gradient, which their own tests get from a model.
+every_plain_row = pytest.mark.parametrize(
+    "row", [row for row in ROWS if not row.needs], ids=lambda row: row.name
+)
 
 
 def build(row, rate=0.01):
@@ -37,6 +43,19 @@ def grads(steps, dtype=np.float32):
     ]
 
 
+def loss(params):
+    return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params))
+
+
+def extra(row):
+    supply = testing.Subject(row).extra_args
+    return lambda params, gradient: supply(params, gradient, loss)
+
+
+def is_key(leaf):
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 @every_row
 def test_constants_and_schedules_share_one_state_layout(row):
     plain = build(row).init(params())
@@ -49,18 +68,20 @@ def test_constants_and_schedules_share_one_state_layout(row):
 @every_row
 def test_a_run_can_change_its_schedule_when_it_resumes(row):
     gradients = grads(5)
-    _, state = trajectories.parameters(build(row), params(), gradients[:3])
-    saved = jax.tree.map(np.asarray, state)
+    run = functools.partial(trajectories.parameters, extra=extra(row))
+    _, state = run(build(row), params(), gradients[:3])
+    saved = jax.tree.map(lambda x: x if is_key(x) else np.asarray(x), state)
     changed = build(row, schedules.linear(0.5, total_steps=8))
-    _, state = trajectories.parameters(changed, params(), gradients[3:4], saved)
+    _, state = run(changed, params(), gradients[3:4], saved)
     # Step 3 of the new schedule: the count went on.
     assert set(trajectories.rates(state)) == {0.5 * 5 / 8}
 
 
 @every_row
 def test_compiled_equals_eager(row):
-    eager, _ = trajectories.parameters(build(row), params(), grads(3))
-    compiled, _ = trajectories.parameters(build(row), params(), grads(3), compiled=True)
+    run = functools.partial(trajectories.parameters, extra=extra(row))
+    eager, _ = run(build(row), params(), grads(3))
+    compiled, _ = run(build(row), params(), grads(3), compiled=True)
     for name in SHAPES:
         # A few float32 roundings times the slope of Newton-Schulz at zero, 485.
         np.testing.assert_allclose(compiled[-1][name], eager[-1][name], atol=3e-6)
@@ -75,28 +96,32 @@ def test_with_array_hyperparameters_updates_keep_bfloat16(row):
     }
     tx = row.build(**{**row.defaults, **numbers})
     half = params(jnp.bfloat16)
-    updates, state = tx.update(grads(1, jnp.bfloat16)[0], tx.init(half), half)
+    gradient = grads(1, jnp.bfloat16)[0]
+    updates, state = tx.update(
+        gradient, tx.init(half), half, **extra(row)(half, gradient)
+    )
     assert {u.dtype.name for u in jax.tree.leaves(updates)} == {"bfloat16"}
-    assert {x.dtype.name for x in jax.tree.leaves(state) if x.dtype != jnp.int32} == {
-        "float32"
-    }
+    floating = [
+        x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)
+    ]
+    assert {x.dtype.name for x in floating} == {"float32"}
 
 
 class Model(nnx.Module):
     def __init__(self, rngs):
-        self.up = nnx.Linear(3, 8, rngs=rngs)
+        self.up = nnx.Linear(4, 8, rngs=rngs)
         self.head = nnx.Linear(8, 1, rngs=rngs)
 
     def __call__(self, x):
         return self.head(jax.nn.relu(self.up(x)))
 
 
-@every_row
+@every_plain_row
 def test_trains_a_flax_model(row):
     model = Model(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, build(row, 0.02), wrt=nnx.Param)
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(32, 3)), jnp.float32)
+    x = jnp.asarray(rng.normal(size=(32, 4)), jnp.float32)
     y = jnp.sum(jnp.abs(x), axis=1, keepdims=True)
 
     @nnx.jit

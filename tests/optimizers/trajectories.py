@@ -12,17 +12,20 @@ def gradients(shape, steps=4, seed=0, dtype=np.float32):
     return [(3 * rng.normal(size=shape)).astype(dtype) for _ in range(steps)]
 
 
-def parameters(tx, params, grads, state=None, compiled=False):
+def parameters(tx, params, grads, state=None, compiled=False, extra=None):
     """Returns the parameters after each gradient and the last state.
 
     Not compiled unless asked: eager operations on few shapes are compiled once for all
-    tests.
+    tests. `extra` makes what else an update takes, from parameters and gradient.
     """
     state, points = tx.init(params) if state is None else state, []
-    update = jax.jit(tx.update) if compiled else tx.update
+    # A function is no argument of a compiled one.
+    static = ("loss_fn", "value_fn")
+    update = jax.jit(tx.update, static_argnames=static) if compiled else tx.update
     for gradient in grads:
         gradient = jax.tree.map(jnp.asarray, gradient)
-        updates, state = update(gradient, state, params)
+        more = extra(params, gradient) if extra else {}
+        updates, state = update(gradient, state, params, **more)
         params = optax.apply_updates(params, updates)
         points.append(params)
     return points, state

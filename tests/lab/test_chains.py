@@ -82,10 +82,19 @@ def takes_a_peak(row: catalog.Row) -> bool:
 SCHEDULES = [row for row in catalog.rows("schedules") if takes_a_peak(row)]
 
 
-@pytest.mark.parametrize("optimizer", catalog.rows("optimizers"), ids=lambda r: r.name)
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda r: r.name)
-def test_every_pair_of_rows_makes_a_chain_that_moves(optimizer, schedule):
-    chain = chains.parse(f"{optimizer.name}+{schedule.name}").explicit(6)
+# Those whose update needs more than a gradient are not run by a chain's text alone.
+OPTIMIZERS = [row for row in catalog.rows("optimizers") if not row.needs]
+PAIRS = [
+    *((row.name, "linear") for row in OPTIMIZERS),
+    *((name, row.name) for name in ("adamw", "muon") for row in SCHEDULES),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "schedule"), PAIRS)
+def test_rows_make_chains_that_move(optimizer, schedule):
+    # The matrix of the test has two directions.
+    more = ":rank=2" if optimizer == "natural_galore" else ""
+    chain = chains.parse(f"{optimizer}{more}+{schedule}").explicit(6)
     tx, rate = chain.build()
     assert chains.parse(str(chain)) == chain
     assert float(rate(3)) > 0

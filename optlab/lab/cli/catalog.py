@@ -1,8 +1,10 @@
 """`optlab catalog`."""
 
+import functools
 import inspect
 import textwrap
 import types
+from typing import Any
 
 from absl import flags
 
@@ -88,5 +90,13 @@ def _argument(parameter: inspect.Parameter) -> str:
     """An argument with its default, without its type."""
     if parameter.default is parameter.empty:
         return parameter.name
-    default = getattr(parameter.default, "__name__", repr(parameter.default))
-    return f"{parameter.name}={default}"
+    return f"{parameter.name}={_name(parameter.default)}"
+
+
+def _name(value: Any) -> str:
+    """A value as one would write it, functions by their names."""
+    if not isinstance(value, functools.partial):
+        return getattr(value, "__name__", repr(value))
+    given = [*map(_name, value.args)]
+    given += [f"{name}={_name(part)}" for name, part in value.keywords.items()]
+    return f"partial({', '.join([_name(value.func), *given])})"

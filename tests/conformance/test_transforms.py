@@ -26,14 +26,29 @@ TEMPLATE = catalog.Row(
 )
 
 
+# Compiling for eight devices takes seconds a row: all but these are for the slow run.
+MESHES = ("auto_mesh", "explicit_mesh")
+ON_MESHES_EVERY_TIME = ("sgd", "adamw", "lion", "muon", "soap", "mkor", "galore")
+CASES = [
+    pytest.param(
+        name,
+        promise,
+        marks=pytest.mark.slow
+        if promise in MESHES and name not in ON_MESHES_EVERY_TIME
+        else (),
+    )
+    for name in (*ROWS, TEMPLATE.name)
+    for promise in testing.PROMISES
+]
+
+
 @functools.cache
 def subject(name):
     row = ROWS.get(name, TEMPLATE)
     return testing.Subject(row, reference=references.of_row(row))
 
 
-@pytest.mark.parametrize("promise", testing.PROMISES)
-@pytest.mark.parametrize("name", [*ROWS, TEMPLATE.name])
+@pytest.mark.parametrize(("name", "promise"), CASES)
 def test_the_row_keeps_the_promise(name, promise):
     report = testing.check(subject(name), promises=[promise], print=False)
     # Here are eight devices, a row, a reference and every package.

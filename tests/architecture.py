@@ -36,6 +36,7 @@ SHARED_FILES = {
         *("_low_memory", "_schedules", "_wrappers"),
     ),
     "controllers": ("_forecast", "_next_rate", "_stages"),
+    "links": ("_arrays", "_rate"),
     "optimizers": ("_muon", "_subspace"),
     "kernels": ("_polar_coefficients", "_symmetric", "_polar_plan"),
     "schedules": ("shapes", "_phases", "_checks"),

@@ -331,3 +331,23 @@ def test_on_auto_axes_a_small_buffer_is_whole():
     with jax.set_mesh(mesh):
         assert jax.jit(links.settled)(cut).sharding.is_fully_replicated
     assert not jax.jit(lambda x: 2 * x)(cut).sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize(("order", "step"), [("together", -0.15), ("after", -0.145)])
+def test_a_direction_becomes_a_step_with_decay_in_either_order(order, step):
+    w = jnp.ones(1)
+    tx = links.descend(optax.identity(), 0.1, weight_decay=0.5, decay_order=order)
+    updates, state = tx.update(w, tx.init(w), w)
+    np.testing.assert_allclose(updates, [step], rtol=1e-6)
+    # One step, one count: decay reads the rate and does not move it on.
+    assert int(optax.tree.get(state, "count")) == 1
+
+
+def test_the_state_of_a_direction_comes_first():
+    state = links.descend(optax.trace(0.9), 0.1).init(jnp.ones(1))
+    assert isinstance(state[0], optax.TraceState)
+
+
+def test_an_unknown_order_of_decay_is_refused():
+    with pytest.raises(ValueError, match=r"descend: decay_order .*'after'.*'before'"):
+        links.descend(optax.identity(), 0.1, decay_order="before")

@@ -234,20 +234,15 @@ def adahessian(
       not averaged (theirs: over their features); on several devices the estimate is
       one of the whole loss (theirs drops the mean over devices).
     """
-    return links.in_float32(
-        optax.chain(
-            scale_by_adahessian(
-                b1=b1,
-                b2=b2,
-                eps=eps,
-                hessian_power=hessian_power,
-                average=average,
-                abs_before_average=abs_before_average,
-                every=every,
-                views=views,
-                accumulator_dtype=accumulator_dtype,
-            ),
-            optax.add_decayed_weights(weight_decay, mask),
-            links.scale_by_learning_rate(learning_rate),
-        )
+    core = scale_by_adahessian(
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        hessian_power=hessian_power,
+        average=average,
+        abs_before_average=abs_before_average,
+        every=every,
+        views=views,
+        accumulator_dtype=accumulator_dtype,
     )
+    return links.descend(core, learning_rate, weight_decay=weight_decay, mask=mask)

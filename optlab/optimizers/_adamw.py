@@ -49,10 +49,5 @@ def adamw(
       `scale_by_adam`. Differs from `optax.adamw`: the second moment is float32 for
       bfloat16 parameters, and the state shows step and rate.
     """
-    return links.in_float32(
-        optax.chain(
-            optax.scale_by_adam(b1, b2, eps),
-            optax.add_decayed_weights(weight_decay, mask),
-            links.scale_by_learning_rate(learning_rate),
-        )
-    )
+    core = optax.scale_by_adam(b1, b2, eps)
+    return links.descend(core, learning_rate, weight_decay=weight_decay, mask=mask)

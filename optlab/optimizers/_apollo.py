@@ -204,7 +204,7 @@ def apollo(
       of the longer side of the projected gradient). UNVERIFIED: that P has variance
       1 / r, and the paper itself.
     """
-    orders = _subspace.DECAY_ORDERS
+    orders = links.DECAY_ORDERS
     _subspace.require_known("apollo", "decay_order", decay_order, orders)
 
     def matrices(views: Any) -> optax.GradientTransformationExtraArgs:
@@ -220,7 +220,12 @@ def apollo(
             eps=eps,
             views=views,
         )
-        last = _subspace.step_and_decay(learning_rate, weight_decay, mask, decay_order)
-        return links.in_float32(optax.chain(core, last))
+        return links.descend(
+            core,
+            learning_rate,
+            weight_decay=weight_decay,
+            mask=mask,
+            decay_order=decay_order,
+        )
 
     return links.matrices_and_rest(matrices, rest, views)

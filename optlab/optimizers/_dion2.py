@@ -192,8 +192,12 @@ def dion2(
             views=views,
             accumulator_dtype=accumulator_dtype,
         )
-        decay = links.add_decayed_weights(weight_decay, mask, cautious=cautious)
-        rate = links.scale_by_learning_rate(learning_rate)
-        return links.in_float32(optax.chain(core, decay, rate))
+        return links.descend(
+            core,
+            learning_rate,
+            weight_decay=weight_decay,
+            mask=mask,
+            cautious=cautious,
+        )
 
     return links.matrices_and_rest(matrices, rest, views)

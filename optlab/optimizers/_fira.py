@@ -203,7 +203,7 @@ def fira(
       coordinates at any rank (theirs: over the shorter side of r). UNVERIFIED: that the
       paper means the exact residual.
     """
-    orders = _subspace.DECAY_ORDERS
+    orders = links.DECAY_ORDERS
     _subspace.require_known("fira", "decay_order", decay_order, orders)
 
     def matrices(views: Any) -> optax.GradientTransformationExtraArgs:
@@ -220,7 +220,12 @@ def fira(
             eps=eps,
             views=views,
         )
-        last = _subspace.step_and_decay(learning_rate, weight_decay, mask, decay_order)
-        return links.in_float32(optax.chain(core, last))
+        return links.descend(
+            core,
+            learning_rate,
+            weight_decay=weight_decay,
+            mask=mask,
+            decay_order=decay_order,
+        )
 
     return links.matrices_and_rest(matrices, rest, views)

@@ -362,8 +362,6 @@ def frugal(
             side=side,
             views=views,
         )
-        decay = optax.add_decayed_weights(weight_decay, mask)
-        rate = links.scale_by_learning_rate(learning_rate)
-        return links.in_float32(optax.chain(core, decay, rate))
+        return links.descend(core, learning_rate, weight_decay=weight_decay, mask=mask)
 
     return links.matrices_and_rest(matrices, rest, views)

@@ -193,7 +193,7 @@ def galore(
       theirs takes fewer without a word. `optax.contrib.galore` projects the other side,
       corrects the bias before it adds eps, and has another order of decay.
     """
-    orders = _subspace.DECAY_ORDERS
+    orders = links.DECAY_ORDERS
     _subspace.require_known("galore", "decay_order", decay_order, orders)
 
     def matrices(views: Any) -> optax.GradientTransformationExtraArgs:
@@ -209,7 +209,12 @@ def galore(
             bias_correction=bias_correction,
             views=views,
         )
-        last = _subspace.step_and_decay(learning_rate, weight_decay, mask, decay_order)
-        return links.in_float32(optax.chain(core, last))
+        return links.descend(
+            core,
+            learning_rate,
+            weight_decay=weight_decay,
+            mask=mask,
+            decay_order=decay_order,
+        )
 
     return links.matrices_and_rest(matrices, rest, views)

@@ -229,12 +229,9 @@ def kfac(
       the moments are given and not found; rate, momentum and damping are the user's,
       without the quadratic model and the Levenberg-Marquardt rule; no norm constraint.
     """
-    steps = [
-        scale_by_kfac(
-            decay=decay, damping=damping, every=every, method=method, views=views
-        ),
-        *([] if momentum is None else [optax.trace(momentum)]),
-        optax.add_decayed_weights(weight_decay, mask),
-        links.scale_by_learning_rate(learning_rate),
-    ]
-    return links.in_float32(optax.chain(*steps))
+    core = scale_by_kfac(
+        decay=decay, damping=damping, every=every, method=method, views=views
+    )
+    if momentum is not None:
+        core = optax.chain(core, optax.trace(momentum))
+    return links.descend(core, learning_rate, weight_decay=weight_decay, mask=mask)

@@ -48,10 +48,5 @@ def lion(
       Differs from `optax.lion`: float32 momentum for bfloat16 parameters, step and
       rate in the state.
     """
-    return links.in_float32(
-        optax.chain(
-            optax.scale_by_lion(b1, b2),
-            optax.add_decayed_weights(weight_decay, mask),
-            links.scale_by_learning_rate(learning_rate),
-        )
-    )
+    core = optax.scale_by_lion(b1, b2)
+    return links.descend(core, learning_rate, weight_decay=weight_decay, mask=mask)

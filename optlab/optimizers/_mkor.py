@@ -296,20 +296,17 @@ def mkor(
       float32 factors, means are clipped instead of the samples, decay is decoupled.
       UNVERIFIED: `rule='paper'` and `stabilizer='blend'` are from memory of the paper.
     """
-    steps = [
-        scale_by_mkor(
-            decay=decay,
-            every=every,
-            warmup_steps=warmup_steps,
-            rule=rule,
-            stabilizer=stabilizer,
-            largest=largest,
-            blend=blend,
-            clip=clip,
-            views=views,
-        ),
-        *([] if momentum is None else [optax.trace(momentum)]),
-        optax.add_decayed_weights(weight_decay, mask),
-        links.scale_by_learning_rate(learning_rate),
-    ]
-    return links.in_float32(optax.chain(*steps))
+    core = scale_by_mkor(
+        decay=decay,
+        every=every,
+        warmup_steps=warmup_steps,
+        rule=rule,
+        stabilizer=stabilizer,
+        largest=largest,
+        blend=blend,
+        clip=clip,
+        views=views,
+    )
+    if momentum is not None:
+        core = optax.chain(core, optax.trace(momentum))
+    return links.descend(core, learning_rate, weight_decay=weight_decay, mask=mask)

@@ -189,17 +189,14 @@ def mkor_h(
       the paper's idea, that second-order updates end when the rate at which the loss
       falls no longer pays for them; averages, threshold and patience are ours.
     """
-    steps = [
-        scale_by_mkor_h(
-            preconditioner,
-            fast=fast,
-            slow=slow,
-            threshold=threshold,
-            patience=patience,
-            min_steps=min_steps,
-        ),
-        *([] if momentum is None else [optax.trace(momentum)]),
-        optax.add_decayed_weights(weight_decay, mask),
-        links.scale_by_learning_rate(learning_rate),
-    ]
-    return links.in_float32(optax.chain(*steps))
+    core = scale_by_mkor_h(
+        preconditioner,
+        fast=fast,
+        slow=slow,
+        threshold=threshold,
+        patience=patience,
+        min_steps=min_steps,
+    )
+    if momentum is not None:
+        core = optax.chain(core, optax.trace(momentum))
+    return links.descend(core, learning_rate, weight_decay=weight_decay, mask=mask)

@@ -50,10 +50,5 @@ def nadamw(
       The core is Optax's `scale_by_adam(nesterov=True)`. Differs from `optax.nadamw`:
       float32 accumulators for bfloat16 parameters, step and rate in the state.
     """
-    return links.in_float32(
-        optax.chain(
-            optax.scale_by_adam(b1, b2, eps, nesterov=True),
-            optax.add_decayed_weights(weight_decay, mask),
-            links.scale_by_learning_rate(learning_rate),
-        )
-    )
+    core = optax.scale_by_adam(b1, b2, eps, nesterov=True)
+    return links.descend(core, learning_rate, weight_decay=weight_decay, mask=mask)

@@ -220,7 +220,7 @@ def natural_galore(
       gradient, which its iteration converges to for a matrix; leaves with more than two
       axes are read as matrices (theirs: one basis for each axis).
     """
-    orders = _subspace.DECAY_ORDERS
+    orders = links.DECAY_ORDERS
     _subspace.require_known("natural_galore", "decay_order", decay_order, orders)
 
     def matrices(views: Any) -> optax.GradientTransformationExtraArgs:
@@ -236,7 +236,12 @@ def natural_galore(
             eps=eps,
             views=views,
         )
-        last = _subspace.step_and_decay(learning_rate, weight_decay, mask, decay_order)
-        return links.in_float32(optax.chain(core, last))
+        return links.descend(
+            core,
+            learning_rate,
+            weight_decay=weight_decay,
+            mask=mask,
+            decay_order=decay_order,
+        )
 
     return links.matrices_and_rest(matrices, rest, views)

@@ -391,8 +391,6 @@ def shampoo(
             views=views,
             accumulator_dtype=accumulator_dtype,
         )
-        decay = optax.add_decayed_weights(weight_decay, mask)
-        rate = links.scale_by_learning_rate(learning_rate)
-        return links.in_float32(optax.chain(core, decay, rate))
+        return links.descend(core, learning_rate, weight_decay=weight_decay, mask=mask)
 
     return links.matrices_and_rest(matrices, rest, views)

@@ -11,8 +11,6 @@ import optax
 
 from optlab import kernels, links, trees
 
-DECAY_ORDERS = ("after", "together")
-
 
 class ScaleBySoapState(NamedTuple):
     """State of `scale_by_soap`, one entry for each shape (k, d_1, ..., d_r) of stack.
@@ -337,9 +335,10 @@ def soap(
       same in exact arithmetic; null spaces of the statistics are filled by a rule, not
       by rounding, see `kernels.eigenbasis`; small axes are not merged.
     """
-    if decay_order not in DECAY_ORDERS:
+    if decay_order not in links.DECAY_ORDERS:
         raise ValueError(
-            f"soap: decay_order must be one of {DECAY_ORDERS}, got {decay_order!r}"
+            f"soap: decay_order must be one of {links.DECAY_ORDERS}, got"
+            f" {decay_order!r}"
         )
 
     def matrices(views: Any) -> optax.GradientTransformationExtraArgs:
@@ -358,24 +357,23 @@ def soap(
             views=views,
             accumulator_dtype=accumulator_dtype,
         )
-        step = _step_and_decay(learning_rate, weight_decay, mask, decay_order)
-        return links.in_float32(optax.chain(core, step))
+        return _not_at_first(
+            links.descend(
+                core,
+                learning_rate,
+                weight_decay=weight_decay,
+                mask=mask,
+                decay_order=decay_order,
+            )
+        )
 
     return links.matrices_and_rest(matrices, rest, views)
 
 
-def _step_and_decay(
-    learning_rate: Any, weight_decay: Any, mask: Any, order: str
+def _not_at_first(
+    inner: optax.GradientTransformationExtraArgs,
 ) -> optax.GradientTransformationExtraArgs:
-    """Multiplies by the rate and decays; the first step, which finds bases, does not.
-
-    A decay after the step has to know the rate: its link multiplies the decay too.
-    """
-    rate = links.scale_by_learning_rate(learning_rate)
-    decay = optax.add_decayed_weights(weight_decay, mask)
-
-    def init(params: optax.Params) -> Any:
-        return rate.init(params), decay.init(params)
+    """Moves nothing while the bases are being found, not even by decay."""
 
     def update(
         updates: optax.Updates,
@@ -383,18 +381,8 @@ def _step_and_decay(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
-        del extra_args
-        if params is None:
-            raise TypeError("soap: decay needs the parameters; call update(.., params)")
-        rate_state, decay_state = state
-        first = rate_state.count == 0
-        step, next_state = rate.update(updates, rate_state)
-        after = order == "after"
-        base = optax.tree.add(params, step) if after else params
-        zeros = optax.tree.zeros_like(updates)
-        decayed, decay_state = decay.update(zeros, decay_state, base)
-        shrink, _ = rate.update(decayed, rate_state)
-        out = jax.tree.map(lambda s, d: jnp.where(first, 0, s + d), step, shrink)
-        return out, (next_state, decay_state)
+        first = state[0].count == 0
+        out, state = inner.update(updates, state, params, **extra_args)
+        return jax.tree.map(lambda u: jnp.where(first, 0, u), out), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(inner.init, update)

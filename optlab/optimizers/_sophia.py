@@ -79,13 +79,7 @@ def sophia(
         update_interval=every,
         hessian_diagonal_fn=_diagonal(),
     )
-    return links.in_float32(
-        optax.chain(
-            core,
-            optax.add_decayed_weights(weight_decay, mask),
-            links.scale_by_learning_rate(learning_rate),
-        )
-    )
+    return links.descend(core, learning_rate, weight_decay=weight_decay, mask=mask)
 
 
 def _diagonal() -> optax.GradientTransformationExtraArgs:

@@ -1,16 +1,15 @@
 """What low-memory optimizers share: whole stacks, sides of a matrix, Adam's moments."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType, PartitionSpec
 
 from optlab import kernels, links, trees
 
-DECAY_ORDERS = ("after", "together")
 SIDES = ("short", "long", "in", "out", "both")
 
 # (..., m, n), rank -> orthonormal (..., m, rank)
@@ -49,9 +48,7 @@ def on_whole_matrices(
       ValueError: If there is a complaint about a leaf; matrices without entries have
         none.
     """
-
-    def stacked(tree: Any) -> tuple[list[jax.Array], Callable[..., Any]]:
-        return trees.matrix_stacks(who, tree, views, resharding=True)
+    stacked = functools.partial(trees.tensor_stacks, who, views=views)
 
     def first(params: optax.Params) -> Any:
         count = jnp.zeros((), jnp.int32)
@@ -80,10 +77,10 @@ def on_whole_matrices(
         count = jnp.asarray(optax.safe_increment(state.count))
         if not jax.tree.leaves(updates):
             return updates, state._replace(count=count)
-        stacks, restore = stacked(jax.tree.map(_whole, links.widen(updates)))
+        stacks, restore = stacked(links.widen(updates))
         changed, fields = update(stacks, state)
-        out = jax.tree.map(_like_update, restore(changed), updates)
-        return out, state_type(count, *jax.tree.map(_kept_whole, fields))
+        out = jax.tree.map(lambda o, u: o.astype(u.dtype), restore(changed), updates)
+        return out, state_type(count, *jax.tree.map(links.settled, fields))
 
     return optax.GradientTransformationExtraArgs(first, step)
 
@@ -100,26 +97,6 @@ def _refuse(who: str, shapes: Any, views: Any, complaint: Any) -> None:
                 raise ValueError(
                     f"{who}: leaf {name!r} has shape {leaf.shape}; {words}"
                 )
-
-
-def _whole(x: jax.Array) -> jax.Array:
-    """Copies an array to all devices of a mesh with Explicit axes."""
-    spec = jax.typeof(x).sharding.spec
-    return jax.reshard(x, PartitionSpec()) if any(spec) else x
-
-
-def _like_update(x: jax.Array, update: jax.Array) -> jax.Array:
-    """Gives an update the dtype and, with Explicit axes, the place of its gradient."""
-    sharding = jax.typeof(update).sharding
-    x = x.astype(update.dtype)
-    return jax.reshard(x, sharding) if any(sharding.spec) else x
-
-
-def _kept_whole(x: jax.Array) -> jax.Array:
-    """Tells the compiler, which places things on Auto axes, to keep a buffer whole."""
-    if AxisType.Auto in jax.sharding.get_abstract_mesh().axis_types:
-        return jax.lax.with_sharding_constraint(x, PartitionSpec())
-    return x
 
 
 def require_known(who: str, name: str, value: str, known: tuple[str, ...]) -> None:
@@ -253,36 +230,3 @@ def correction(
     """Returns sqrt(1 - b2^t) / (1 - b1^t) for the t-th update, count = t - 1."""
     t = jnp.asarray(optax.safe_increment(count))
     return jnp.sqrt(1 - b2**t) / (1 - b1**t)
-
-
-def step_and_decay(
-    learning_rate: float | jax.Array | optax.Schedule,
-    weight_decay: float | jax.Array,
-    mask: Any,
-    decay_order: str,
-) -> optax.GradientTransformationExtraArgs:
-    """Multiplies by the rate and decays: 'after' the step, or 'together' with it."""
-    rate = links.scale_by_learning_rate(learning_rate)
-    decay = optax.add_decayed_weights(weight_decay, mask)
-    if decay_order == "together":
-        return optax.chain(decay, rate)
-
-    def init(params: optax.Params) -> Any:
-        return decay.init(params), rate.init(params)
-
-    def update(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, Any]:
-        del extra_args
-        step, rate_state = rate.update(updates, state[1])
-        there = params if params is None else jax.tree.map(jnp.add, params, step)
-        pull = jax.tree.map(jnp.zeros_like, step)
-        pull, decay_state = decay.update(pull, state[0], there)
-        # The same state: both move at the rate of this step.
-        pull, _ = rate.update(pull, state[1])
-        return jax.tree.map(jnp.add, step, pull), (decay_state, rate_state)
-
-    return optax.GradientTransformationExtraArgs(init, update)

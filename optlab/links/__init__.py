@@ -1,0 +1,12 @@
+"""What optimizers of every family share: links for rate, decay, precision and rest."""
+
+from optlab.links._arrays import in_float32 as in_float32
+from optlab.links._arrays import inner_product as inner_product
+from optlab.links._arrays import settled as settled
+from optlab.links._arrays import widen as widen
+from optlab.links._descend import DECAY_ORDERS as DECAY_ORDERS
+from optlab.links._descend import add_decayed_weights as add_decayed_weights
+from optlab.links._descend import descend as descend
+from optlab.links._rate import ScaleByLearningRateState as ScaleByLearningRateState
+from optlab.links._rate import scale_by_learning_rate as scale_by_learning_rate
+from optlab.links._rest import matrices_and_rest as matrices_and_rest

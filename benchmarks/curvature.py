@@ -19,6 +19,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+import grids
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -271,18 +272,10 @@ def runner(
     return lambda rate, seed: np.asarray(run(rate, seed), np.float64)
 
 
-def tune(run: Callable[[float, int], np.ndarray], rates: tuple[float, ...]):
-    """Returns the final loss at each rate of a grid that has its best rate inside."""
-    losses: dict[float, float] = {}
-    wanted = list(rates)
-    while wanted:
-        for rate in wanted:
-            last = run(rate, SWEEP_SEED)[-1]
-            losses[rate] = float(last) if np.isfinite(last) else float("inf")
-        best, known = min(losses, key=losses.__getitem__), sorted(losses)
-        wanted = [known[0] / 2] if best == known[0] else []
-        wanted += [known[-1] * 2] if best == known[-1] else []
-    return losses
+def losses_of(run: Callable[[float, int], np.ndarray], rates: list[float]):
+    """Returns the final loss at each rate; one that diverged is infinite."""
+    ends = {rate: float(run(rate, SWEEP_SEED)[-1]) for rate in rates}
+    return {rate: end if np.isfinite(end) else np.inf for rate, end in ends.items()}
 
 
 def measure() -> dict[str, dict[str, Any]]:
@@ -294,7 +287,7 @@ def measure() -> dict[str, dict[str, Any]]:
             tried = []
             for settings in method.settings:
                 run = runner(task, method, settings)
-                sweep = tune(run, method.rates)
+                sweep = grids.tune(functools.partial(losses_of, run), method.rates)
                 rate = min(sweep, key=sweep.__getitem__)
                 tried.append((sweep[rate], rate, settings, run, sweep))
             _, rate, settings, run, _ = min(tried, key=lambda row: row[0])

@@ -19,6 +19,7 @@ import pathlib
 import statistics
 from typing import Any
 
+import grids
 import jax
 import optax
 import parallel
@@ -128,22 +129,14 @@ def chain(name: str, rate: float) -> optax.GradientTransformation:
     )
 
 
-def tune(pool: parallel.Pool, name: str) -> dict[float, float]:
-    """Returns the final loss at each rate of a grid that has its best rate inside."""
-    losses: dict[float, float] = {}
-    wanted = list(METHODS[name].rates)
-    while wanted:
-        found = pool.finish(Run(name, rate, SWEEP_SEED) for rate in wanted)
-        losses |= {run.rate: result["final_loss"] for run, result in found.items()}
-        best, rates = min(losses, key=losses.__getitem__), sorted(losses)
-        wanted = [rates[0] / 2] if best == rates[0] else []
-        wanted += [rates[-1] * 2] if best == rates[-1] else []
-    return losses
-
-
 def measure(pool: parallel.Pool, name: str) -> dict[str, Any]:
     """Tunes a method and runs the other seeds."""
-    sweep = tune(pool, name)
+
+    def losses_at(rates: list[float]) -> dict[float, float]:
+        found = pool.finish(Run(name, rate, SWEEP_SEED) for rate in rates)
+        return {run.rate: result["final_loss"] for run, result in found.items()}
+
+    sweep = grids.tune(losses_at, METHODS[name].rates)
     rate = min(sweep, key=sweep.__getitem__)
     results = pool.finish(Run(name, rate, seed) for seed in SEEDS)
     return {

@@ -37,7 +37,7 @@ SHARED_FILES = {
     ),
     "controllers": ("_forecast", "_next_rate", "_stages"),
     "links": ("_arrays", "_rate"),
-    "optimizers": ("_muon", "_subspace"),
+    "optimizers": ("_muon", "_subspace", "_statistics"),
     "kernels": ("_polar_coefficients", "_symmetric", "_polar_plan"),
     "schedules": ("shapes", "_phases", "_checks"),
     "trees": ("_paths", "_matrices", "_views", "_stacks", "_tensors"),

@@ -9,6 +9,7 @@ nnx. Layers inside of lifted transformations (scan, remat, vmap) are refused.
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -186,8 +187,7 @@ def _samples(x: jax.Array, features: int) -> jax.Array:
     if any(sharding.spec):
         x = jax.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    shape = x.shape[x.ndim - features :]
-    return x.reshape(-1, functools.reduce(lambda a, b: a * b, shape, 1))
+    return x.reshape(-1, math.prod(x.shape[x.ndim - features :]))
 
 
 def _intercept(recorder, next_function, args, kwargs, context):

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from optlab import kernels, links, trees
+from optlab.optimizers import _statistics
+from optlab.optimizers._statistics import Factors
 
 SQUARED = ("adagrad", "rmsprop", "adam")  # grafts with squares in their state
 GRAFTS = ("none", "sgd", *SQUARED)
 
-Factors = tuple[tuple[jax.Array, ...], ...]
 Root = Callable[..., jax.Array]
 RootOrder = float | Callable[[int], float] | None
 
@@ -123,6 +124,7 @@ def scale_by_shampoo(
     """
     start = every if start is None else start
     summed = not isinstance(b2, jax.Array) and b2 == 1
+    decay = None if summed else b2
     _check(graft, summed and graft_b2 is None, every, start, block_size)
     graft_b2 = b2 if graft_b2 is None else graft_b2
     read = functools.partial(_blocks, views=views, block_size=block_size)
@@ -143,8 +145,8 @@ def scale_by_shampoo(
         t = jnp.asarray(optax.safe_increment(state.count))
         blocks, restore = read(links.widen(updates))
 
-        def corrected(decay: Any, x: jax.Array) -> jax.Array:
-            return (x / (1 - decay**t)).astype(x.dtype) if bias_correction else x
+        def corrected(b: Any, x: jax.Array) -> jax.Array:
+            return (x / (1 - b**t)).astype(x.dtype) if bias_correction else x
 
         m = list(map(functools.partial(_mixed, b1), state.momentum, blocks))
         direction = [corrected(b1, x) for x in m]
@@ -154,10 +156,10 @@ def scale_by_shampoo(
             nu = list(map(add, state.nu, map(jnp.square, blocks)))
             roots_of = [corrected(graft_b2, x) if graft == "adam" else x for x in nu]
             grafted = [
-                _ratio(x, jnp.sqrt(y) + graft_eps)
+                _statistics.ratio(x, jnp.sqrt(y) + graft_eps)
                 for x, y in zip(direction, roots_of, strict=True)
             ]
-        statistics = _next_statistics(state.statistics, blocks, None if summed else b2)
+        statistics = _statistics.next_statistics(state.statistics, blocks, decay)
 
         def computed(statistics: Factors, roots: Factors) -> Factors:
             if not summed:
@@ -242,21 +244,6 @@ def _blocks(tree: Any, views: Any, block_size: int) -> tuple[list[jax.Array], Ca
     return [block for own in cut for block in own], back
 
 
-def _next_statistics(statistics: Factors, blocks: list, decay: Any) -> Factors:
-    """Adds the products of a gradient, except where they are not finite."""
-
-    def add(old: jax.Array, block: jax.Array, axis: int) -> jax.Array:
-        new = kernels.axis_product(block, axis, block.ndim - 1)
-        new = old + new if decay is None else decay * old + (1 - decay) * new
-        finite = jnp.all(jnp.isfinite(new), axis=(-2, -1), keepdims=True)
-        return jnp.where(finite, new, old).astype(old.dtype)
-
-    return tuple(
-        tuple(add(old, block, axis) for axis, old in enumerate(own))
-        for own, block in zip(statistics, blocks, strict=True)
-    )
-
-
 def _roots(
     statistics: Factors, old: Factors, root: Root, root_order: RootOrder, eps: Any
 ) -> Factors:
@@ -270,32 +257,22 @@ def _roots(
             tuple(statistics[i] for i in members),
         )
         for i, own in zip(members, new, strict=True):
-            roots[i] = tuple(map(_where_finite, own, roots[i]))
+            roots[i] = tuple(map(_statistics.where_finite, own, roots[i]))
     return tuple(roots)
-
-
-def _where_finite(new: jax.Array, old: jax.Array) -> jax.Array:
-    finite = jnp.all(jnp.isfinite(new), axis=(-2, -1), keepdims=True)
-    return jnp.where(finite, new, old).astype(old.dtype)
 
 
 def _scaled_to(like: jax.Array, x: jax.Array, roots: Any, graft: str) -> jax.Array:
     """Multiplies blocks by their roots, and gives each the norm of that of `like`."""
     x = kernels.kronecker_apply(x, roots)
-    return x if graft == "none" else x * _ratio(_norms(like), _norms(x))
+    return x if graft == "none" else x * _statistics.ratio(_norms(like), _norms(x))
 
 
 def _norms(x: jax.Array) -> jax.Array:
     # Entries of 1e30 have squares beyond float32, so the largest is divided out.
     axes = tuple(range(1, x.ndim))
     largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0.0)
-    y = _ratio(x, largest)
+    y = _statistics.ratio(x, largest)
     return largest * jnp.sqrt(jnp.sum(y * y, axis=axes, keepdims=True))
-
-
-def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Divides; nothing over nothing is nothing."""
-    return a / jnp.where(b == 0, 1, b)
 
 
 def shampoo(

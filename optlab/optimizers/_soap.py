@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from optlab import kernels, links, trees
+from optlab.optimizers import _statistics
+from optlab.optimizers._statistics import Factors
 
 
 class ScaleBySoapState(NamedTuple):
@@ -33,7 +35,6 @@ class ScaleBySoapState(NamedTuple):
     bases: Any
 
 
-Factors = tuple[tuple[jax.Array | None, ...], ...]
 Eigenbasis = Callable[[jax.Array], jax.Array]
 Refresh = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -143,12 +144,14 @@ def scale_by_soap(
 
         m = list(map(functools.partial(average, b1), state.momentum, turned))
         v = list(map(functools.partial(average, b2), state.nu, map(jnp.square, turned)))
-        ratios = [_ratio(a, jnp.sqrt(b) + eps) for a, b in zip(m, v, strict=True)]
+        ratios = [
+            _statistics.ratio(a, jnp.sqrt(b) + eps) for a, b in zip(m, v, strict=True)
+        ]
         out = _turned(ratios, state.bases)
         out = list(map(_to_unit_rms, out)) if normalize else out
         factor = jnp.sqrt(1 - b2**t) / (1 - b1**t) if bias_correction else 1.0
         out = restore([(factor * x).astype(x.dtype) for x in out])
-        statistics = _next_statistics(state.statistics, stacks, b3)
+        statistics = _statistics.next_statistics(state.statistics, stacks, b3)
         stages = (
             lambda statistics, *rest: rest,
             functools.partial(_found, eigenbasis),
@@ -205,31 +208,9 @@ def _turned(
     ]
 
 
-def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Divides; nothing over nothing is nothing."""
-    return a / jnp.where(b == 0, 1, b)
-
-
 def _to_unit_rms(x: jax.Array) -> jax.Array:
     square = jnp.mean(x * x, axis=tuple(range(1, x.ndim)), keepdims=True)
     return x / (1e-30 + jnp.sqrt(square))
-
-
-def _next_statistics(statistics: Factors, stacks: list[Any], decay: Any) -> Factors:
-    """Mixes in the products of a gradient, except where they are not finite."""
-
-    def mix(old: jax.Array | None, stack: jax.Array, axis: int) -> jax.Array | None:
-        if old is None:
-            return None
-        new = kernels.axis_product(stack, axis, stack.ndim - 1)
-        mixed = decay * old + (1 - decay) * new
-        finite = jnp.all(jnp.isfinite(mixed), axis=(-2, -1), keepdims=True)
-        return jnp.where(finite, mixed, old).astype(old.dtype)
-
-    return tuple(
-        tuple(mix(old, stack, axis) for axis, old in enumerate(own))
-        for own, stack in zip(statistics, stacks, strict=True)
-    )
 
 
 def _found(eigenbasis: Eigenbasis, statistics: Factors, bases: Factors, *rest: Any):
@@ -381,6 +362,8 @@ def _not_at_first(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
+        if params is None:
+            raise TypeError("soap: decay needs the parameters; call update(.., params)")
         first = state[0].count == 0
         out, state = inner.update(updates, state, params, **extra_args)
         return jax.tree.map(lambda u: jnp.where(first, 0, u), out), state

@@ -146,9 +146,7 @@ def layer_stacks(
 
 
 def _like(new: jax.Array, old: jax.Array) -> jax.Array:
-    sharding = jax.typeof(old).sharding
-    new = new.reshape(old.shape).astype(old.dtype)
-    return jax.reshard(new, sharding) if any(sharding.spec) else new
+    return _tensors.placed_like(new.reshape(old.shape).astype(old.dtype), old)
 
 
 class LayerStats(NamedTuple):

@@ -47,7 +47,7 @@ def tensor_stacks(
         stacks, back = _stacks.matrix_stacks(who, whole, views)
 
     def restore(stacks: Sequence[jax.Array]) -> Any:
-        return jax.tree.map(_placed_like, back(stacks), tree)
+        return jax.tree.map(placed_like, back(stacks), tree)
 
     return stacks, restore
 
@@ -91,7 +91,8 @@ def gathered(tree: Any) -> Any:
     return jax.tree.map(whole, tree)
 
 
-def _placed_like(y: jax.Array, x: jax.Array) -> jax.Array:
+def placed_like(y: jax.Array, x: jax.Array) -> jax.Array:
+    """Puts an array where another lies, on a mesh with Explicit axes."""
     sharding = jax.typeof(x).sharding
     return jax.reshard(y, sharding) if any(sharding.spec) else y
 

@@ -82,6 +82,16 @@ def methods(rank: int) -> dict[str, tuple[Callable[..., Any], Formula]]:
             build(optimizers.frugal, projection="entries"),
             lambda m, n: 3 * m * n,
         ),
+        # A fourth of the matrices: in turn a fourth of each size; at random there is
+        # room for the largest, a third of all entries here.
+        "frugal, tensors": (
+            build(optimizers.frugal, projection="tensors"),
+            lambda m, n: 8 / 3 * m * n,
+        ),
+        "frugal, tensors in turn": (
+            build(optimizers.frugal, projection="tensors", order="ascending"),
+            lambda m, n: 2 * m * n,
+        ),
         "scale": (build(optimizers.scale), lambda m, n: 0),
     }
 

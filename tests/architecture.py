@@ -37,8 +37,14 @@ SHARED_FILES = {
     ),
     "controllers": ("_forecast", "_next_rate", "_stages"),
     "links": ("_arrays", "_rate"),
-    "optimizers": ("_muon", "_subspace", "_statistics"),
-    "kernels": ("_polar_coefficients", "_symmetric", "_polar_plan"),
+    "optimizers": (
+        "_muon",
+        "_subspace",
+        "_statistics",
+        "_frugal_parts",
+        "_kron_factors",
+    ),
+    "kernels": ("_polar_coefficients", "_symmetric", "_polar_plan", "_kronecker"),
     "schedules": ("shapes", "_phases", "_checks"),
     "trees": ("_paths", "_matrices", "_views", "_stacks", "_tensors"),
     "laws": (

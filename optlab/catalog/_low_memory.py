@@ -109,7 +109,7 @@ ROWS: tuple[Row, ...] = (
         },
         static=(
             *("basis", "choose", "density", "every", "inner", "key", "mask"),
-            *("projection", "reset", "rest", "side", "state_free", "views"),
+            *("order", "projection", "reset", "rest", "side", "state_free", "views"),
         ),
         exempt=_DRAWN,
     ),

@@ -24,6 +24,7 @@ def on_whole_matrices(
     init: Callable[[list[Any]], tuple[Any, ...]],
     update: Callable[[list[jax.Array], Any], tuple[list[jax.Array], tuple[Any, ...]]],
     complaint: Callable[[int, int], str | None] = lambda m, n: None,
+    joined: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Makes a transformation of a tree from what is done to stacks of its matrices.
 
@@ -40,6 +41,7 @@ def on_whole_matrices(
       update: From the stacks of gradients and the state to stacks of updates and the
         fields of the next state.
       complaint: Says what is wrong with matrices of shape (m, n), or None.
+      joined: False to get a stack of each leaf, in their order.
 
     Returns:
       The transformation. A tree without matrices has a zero for each field.
@@ -48,7 +50,7 @@ def on_whole_matrices(
       ValueError: If there is a complaint about a leaf; matrices without entries have
         none.
     """
-    stacked = functools.partial(trees.tensor_stacks, who, views=views)
+    stacked = functools.partial(trees.tensor_stacks, who, views=views, joined=joined)
 
     def first(params: optax.Params) -> Any:
         count = jnp.zeros((), jnp.int32)

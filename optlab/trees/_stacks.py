@@ -97,7 +97,12 @@ def leaf_views(who: str, tree: Any, views: Any) -> list[_matrices.MatrixView]:
 
 
 def matrix_stacks(
-    who: str, tree: Any, views: Any, *, resharding: bool = False
+    who: str,
+    tree: Any,
+    views: Any,
+    *,
+    resharding: bool = False,
+    joined: bool = True,
 ) -> tuple[list[jax.Array], Callable[[Sequence[jax.Array]], Any]]:
     """Reads a whole tree as one stack of matrices for each matrix shape.
 
@@ -107,6 +112,7 @@ def matrix_stacks(
       views: As for `leaf_views`.
       resharding: Whether what is done to the stacks moves matrices between devices by
         itself, as kernels of `sharding.over_axis` do.
+      joined: False for a stack of each leaf, or piece of one, in the order of leaves.
 
     Returns:
       Arrays of shape (k, m, n), fan-in by fan-out, and the function that turns arrays
@@ -133,7 +139,7 @@ def matrix_stacks(
                 _refuse_sharded(who, tree, index, matrices)
             pieces.append(matrices)
             owners.append(index)
-    stacks, unstack = stack_by_shape(pieces)
+    stacks, unstack = stack_by_shape(pieces) if joined else (pieces, list)
 
     def restore(stacks: Sequence[jax.Array]) -> Any:
         parts: list[list[jax.Array]] = [[] for _ in leaves]

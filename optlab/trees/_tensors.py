@@ -10,7 +10,7 @@ from optlab.trees import _stacks
 
 
 def tensor_stacks(
-    who: str, tree: Any, views: Any
+    who: str, tree: Any, views: Any, *, joined: bool = True
 ) -> tuple[list[jax.Array], Callable[[Sequence[jax.Array]], Any]]:
     """Reads a tree as one stack for each shape, for methods with a factor an axis.
 
@@ -22,6 +22,7 @@ def tensor_stacks(
       tree: Tree of arrays.
       views: As for `leaf_views`, for stacks of matrices (k, m, n); or 'axes', and every
         leaf is a tensor with all its axes, a scalar one of shape (1,).
+      joined: False for a stack of each leaf, or piece of one, in the order of leaves.
 
     Returns:
       Arrays of shape (k, d_1, ..., d_r), and the function that turns arrays of the
@@ -42,9 +43,9 @@ def tensor_stacks(
         raise ValueError(f"{who}: views must be 'axes' or tell matrices, got {views!r}")
     whole = gathered(tree)
     if views == "axes":
-        stacks, back = _stack_leaves(whole)
+        stacks, back = _stack_leaves(whole, joined)
     else:
-        stacks, back = _stacks.matrix_stacks(who, whole, views)
+        stacks, back = _stacks.matrix_stacks(who, whole, views, joined=joined)
 
     def restore(stacks: Sequence[jax.Array]) -> Any:
         return jax.tree.map(placed_like, back(stacks), tree)
@@ -52,11 +53,12 @@ def tensor_stacks(
     return stacks, restore
 
 
-def _stack_leaves(tree: Any) -> tuple[list[jax.Array], Callable[..., Any]]:
+def _stack_leaves(
+    tree: Any, joined: bool
+) -> tuple[list[jax.Array], Callable[..., Any]]:
     leaves, treedef = jax.tree.flatten(tree)
-    stacks, unstack = _stacks.stack_by_shape(
-        [x.reshape(1, *(x.shape or (1,))) for x in leaves]
-    )
+    alone = [x.reshape(1, *(x.shape or (1,))) for x in leaves]
+    stacks, unstack = _stacks.stack_by_shape(alone) if joined else (alone, list)
 
     def back(stacks: Sequence[jax.Array]) -> Any:
         pieces = zip(unstack(stacks), leaves, strict=True)

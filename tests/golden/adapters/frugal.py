@@ -15,6 +15,8 @@ from tests.golden.settings import NotInOptlabError, Settings
 # A matrix is (out, in) there: its columns are the fan-in.
 COORDINATES = {"columns": "fan_in", "rows": "fan_out", "randk": "entries"}
 
+ORDERS = ("random", "ascending", "descending", "mirror")
+
 
 def _recorded_choice(case: Case, projection: str) -> Callable[..., jax.Array]:
     """Makes the function that knows a recorded gradient and the lines chosen then."""
@@ -42,6 +44,23 @@ def _recorded_choice(case: Case, projection: str) -> Callable[..., jax.Array]:
     return lambda key, x, amount: jax.vmap(lambda y: one(y, amount))(x)
 
 
+def _recorded_tensors(case: Case) -> Callable[..., jax.Array]:
+    """Makes the function that knows the norms of a step and the tensors chosen then."""
+    active = case.under("extra/active")
+    names = sorted(active)  # the order of leaves
+    norms = jnp.stack(
+        [jnp.linalg.norm(jnp.asarray(case.grads[k]), axis=(1, 2)) for k in names], 1
+    )
+    chosen = jnp.stack([jnp.asarray(active[k]) for k in names], 1)
+
+    def choose(key: jax.Array, x: jax.Array, amount: int) -> jax.Array:
+        del key
+        step = jnp.argmin(jnp.abs(norms - x[0, :, 0]).max(axis=1))
+        return jnp.argsort(-chosen[step])[None, :amount]
+
+    return choose
+
+
 def _frugal(
     values: Settings,
     case: Case,
@@ -61,7 +80,6 @@ def _frugal(
             inner=inner,
             density=values.take("density", 0.25),
             every=values.take("update_gap", 200),
-            reset=values.take("reset_statistics", True),
             state_free=values.take("inactive_update_rule", "sign_sgd"),
             state_free_scale=values.take("inactive_lr_scale", 1.0),
             views=galore.views(case),
@@ -72,20 +90,32 @@ def _frugal(
 
 def _projection(values: Settings, case: Case) -> dict:
     kind = case.meta["reference_class"]
+    if kind.startswith("Block"):
+        return _tensors(values, case)
+    reset = {"reset": values.take("reset_statistics", True)}
     if kind.startswith("Coord"):
         name = values.take("coord_choice", "columns", among=COORDINATES)
         projection = COORDINATES[name]
         return {
             "projection": projection,
             "choose": _recorded_choice(case, projection),
+            **reset,
         }
-    if kind.startswith("Block"):
-        raise NotInOptlabError("FRUGAL by whole tensors")
     side = galore.SIDES[values.take("proj_side", "std", among=galore.SIDES)]
     # Whatever they are, the directions in use were recorded.
     values.take("proj_type", "svd", among=("svd", "random", "randperm"))
     basis = galore.recorded_basis(case.grads, galore.projectors(case))
-    return {"projection": "svd", "side": side, "basis": basis}
+    return {"projection": "svd", "side": side, "basis": basis, **reset}
+
+
+def _tensors(values: Settings, case: Case) -> dict:
+    values.idle("reset_statistics", because="blocks begin with no state in any case")
+    order = values.take("block_order", "random", among=ORDERS)
+    matrices = [name for name, x in case.init.items() if x.ndim == 2]
+    if matrices != sorted(matrices):
+        order = "random"  # there they go by the order in which they were listed
+    choose = {"choose": _recorded_tensors(case)} if order == "random" else {}
+    return {"projection": "tensors", "order": order, **choose}
 
 
 def _adamw(values: Settings, case: Case) -> Trajectory:

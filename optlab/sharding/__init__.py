@@ -1,5 +1,9 @@
 """(Thing, mesh) -> the same thing, placed."""
 
+from optlab.sharding._collectives import Collectives as Collectives
+from optlab.sharding._collectives import assert_collectives as assert_collectives
+from optlab.sharding._collectives import collectives as collectives
+from optlab.sharding._compiled_text import Collective as Collective
 from optlab.sharding._over_axis import OverAxis as OverAxis
 from optlab.sharding._over_axis import over_axis as over_axis
 from optlab.sharding._placed import placed as placed

@@ -46,7 +46,7 @@ SHARED_FILES = {
     ),
     "kernels": ("_polar_coefficients", "_symmetric", "_polar_plan", "_kronecker"),
     "schedules": ("shapes", "_phases", "_checks"),
-    "sharding": ("_compiled_text",),
+    "sharding": ("_compiled_text", "_parameters"),
     "trees": ("_paths", "_matrices", "_views", "_stacks", "_tensors"),
     "laws": (
         *("_sums", "_curve", "_law", "_fitted", "_annealing_law", "_multi_power_law"),

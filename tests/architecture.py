@@ -36,6 +36,7 @@ SHARED_FILES = {
         *("_low_memory", "_schedules", "_wrappers"),
     ),
     "controllers": ("_forecast", "_next_rate", "_stages"),
+    "sharding": ("_moves", "_spread", "_state", "_compiled_text", "_parameters"),
     "links": ("_arrays", "_rate"),
     "optimizers": (
         "_muon",
@@ -46,7 +47,6 @@ SHARED_FILES = {
     ),
     "kernels": ("_polar_coefficients", "_symmetric", "_polar_plan", "_kronecker"),
     "schedules": ("shapes", "_phases", "_checks"),
-    "sharding": ("_compiled_text", "_parameters"),
     "trees": ("_paths", "_matrices", "_views", "_stacks", "_tensors"),
     "laws": (
         *("_sums", "_curve", "_law", "_fitted", "_annealing_law", "_multi_power_law"),

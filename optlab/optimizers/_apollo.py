@@ -43,6 +43,7 @@ def scale_by_apollo(
     b2: float | jax.Array = 0.999,
     eps: float | jax.Array = 1e-6,
     views: Any = trees.matrix_views,
+    over: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Scales each channel of a gradient by how Adam changes it in random coordinates.
 
@@ -66,6 +67,8 @@ def scale_by_apollo(
       b2: Decay of the mean square, in [0, 1).
       eps: Added to the root before its bias is corrected, in units of the gradient.
       views: Tree of `trees.MatrixView`, or a function from the tree to it.
+      over: On a mesh, `sharding.spread(mesh, axes)`, see there; None: every device
+        works on whole matrices and keeps all of the state.
 
     Returns:
       A transformation without learning rate and sign. A zero gradient gives a zero
@@ -99,12 +102,21 @@ def scale_by_apollo(
         # A new key: the state must not alias the caller's.
         return jax.random.fold_in(start, 0), mu, nu, norm
 
-    def update(stacks: list[jax.Array], state: Any) -> tuple[Any, ...]:
+    def update(
+        stacks: list[jax.Array], state: Any, places: list[jax.Array]
+    ) -> tuple[Any, ...]:
         now = jax.random.fold_in(state.key, state.count // every)
-        bases = jax.tree.map(
-            lambda b: _subspace.normal_matrices(now, b) / rank**0.5,
-            _subspace.empty_bases(stacks, rank, "short"),
-        )
+
+        def drawn(like: jax.Array | None, places: jax.Array) -> jax.Array | None:
+            if like is None:
+                return None
+            return _subspace.normal_matrices(now, like, places) / rank**0.5
+
+        empty = _subspace.empty_bases(stacks, rank, "short")
+        bases = [
+            (drawn(left, own), drawn(right, own))
+            for (left, right), own in zip(empty, places, strict=True)
+        ]
         low = _subspace.in_bases(stacks, bases)
         steps, mu, nu = _subspace.adam(low, state.mu, state.nu, b1, b2, eps)
         factor = jnp.sqrt(scale) * _subspace.correction(state.count, b1, b2)
@@ -120,13 +132,14 @@ def scale_by_apollo(
             norms.append(norm)
         return out, (state.key, mu, nu, norms)
 
-    return _subspace.on_whole_matrices(
+    return links.on_stacks(
         who,
-        views,
         ScaleByApolloState,
         init,
         update,
-        _subspace.too_few_directions(rank),
+        views=views,
+        over=over,
+        complaint=_subspace.too_few_directions(rank),
     )
 
 
@@ -147,6 +160,7 @@ def apollo(
     decay_order: str = "after",
     mask: Any = None,
     views: Any = trees.matrix_views,
+    over: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """APOLLO for the matrices of a model and another optimizer for the rest.
 
@@ -179,6 +193,7 @@ def apollo(
       mask: Which matrices decay: tree of booleans or a function of the parameters.
       views: Function from parameters to a tree of `trees.MatrixView` (None for the
         rest), or that tree.
+      over: As for `scale_by_apollo`.
 
     Returns:
       A transformation; the rate in force is in its state, see
@@ -219,6 +234,7 @@ def apollo(
             b2=b2,
             eps=eps,
             views=views,
+            over=over,
         )
         return links.descend(
             core,

@@ -44,6 +44,7 @@ def scale_by_fira(
     b2: float | jax.Array = 0.999,
     eps: float | jax.Array = 1e-6,
     views: Any = trees.matrix_views,
+    over: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adds to GaLore's step the rest of the gradient, at the size Adam gives.
 
@@ -67,6 +68,8 @@ def scale_by_fira(
       b2: Decay of the mean square, in [0, 1).
       eps: Added to the root before its bias is corrected, in units of the gradient.
       views: Tree of `trees.MatrixView`, or a function from the tree to it.
+      over: On a mesh, `sharding.spread(mesh, axes)`, see there; None: every device
+        works on whole matrices and keeps all of the state.
 
     Returns:
       A transformation without learning rate and sign. A zero gradient at the start
@@ -98,7 +101,10 @@ def scale_by_fira(
         mu, nu = (_subspace.first_moments(shapes, bases) for _ in range(2))
         return bases, mu, nu, [jnp.zeros(x.shape[:1], x.dtype) for x in shapes]
 
-    def update(stacks: list[jax.Array], state: Any) -> tuple[Any, ...]:
+    def update(
+        stacks: list[jax.Array], state: Any, places: list[jax.Array]
+    ) -> tuple[Any, ...]:
+        del places
         bases = jax.lax.cond(
             state.count % every == 0,
             lambda: _subspace.new_bases(stacks, state.bases, basis),
@@ -120,13 +126,14 @@ def scale_by_fira(
             norms.append(norm)
         return out, (bases, mu, nu, norms)
 
-    return _subspace.on_whole_matrices(
+    return links.on_stacks(
         who,
-        views,
         ScaleByFiraState,
         init,
         update,
-        _subspace.too_few_directions(rank),
+        views=views,
+        over=over,
+        complaint=_subspace.too_few_directions(rank),
     )
 
 
@@ -148,6 +155,7 @@ def fira(
     decay_order: str = "after",
     mask: Any = None,
     views: Any = trees.matrix_views,
+    over: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Fira for the matrices of a model and another optimizer for the rest.
 
@@ -179,6 +187,7 @@ def fira(
       mask: Which matrices decay: tree of booleans or a function of the parameters.
       views: Function from parameters to a tree of `trees.MatrixView` (None for the
         rest), or that tree.
+      over: As for `scale_by_fira`.
 
     Returns:
       A transformation; the rate in force is in its state, see
@@ -219,6 +228,7 @@ def fira(
             b2=b2,
             eps=eps,
             views=views,
+            over=over,
         )
         return links.descend(
             core,

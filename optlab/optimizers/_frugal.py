@@ -162,7 +162,11 @@ def scale_by_frugal(
         free = jnp.sign(remainder) if state_free == "sign_sgd" else remainder
         return jnp.zeros_like(free) if state_free == "no" else state_free_scale * free
 
-    def update(stacks: list[jax.Array], state: Any) -> tuple[Any, ...]:
+    def update(
+        stacks: list[jax.Array], state: Any, places: list[jax.Array]
+    ) -> tuple[Any, ...]:
+        del places
+
         def refresh() -> tuple[Any, ...]:
             following, now = jax.random.split(state.key)
             chosen = parts.new(now, stacks, state.chosen, state.count // every)
@@ -187,12 +191,12 @@ def scale_by_frugal(
         out = parts.combine(free, steps, chosen)
         return out, (key_, chosen, inner_state)
 
-    return _subspace.on_whole_matrices(
+    return links.on_stacks(
         who,
-        views,
         ScaleByFrugalState,
         init,
         update,
+        views=views,
         joined=projection != "tensors",  # which have the order of the leaves
     )
 

@@ -107,7 +107,8 @@ class Directions:
     def new(self, key: jax.Array, x: jax.Array, old: Any) -> Any:
         def random(y: jax.Array, rank: int) -> jax.Array:
             like = jnp.zeros((*y.shape[:2], rank), y.dtype)
-            return jnp.linalg.qr(_subspace.normal_matrices(key, like))[0]
+            places = jnp.arange(len(like))
+            return jnp.linalg.qr(_subspace.normal_matrices(key, like, places))[0]
 
         basis = self.basis if self.projection == "svd" else random
         return _subspace.new_bases([x], [old], basis)[0]

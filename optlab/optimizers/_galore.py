@@ -40,6 +40,7 @@ def scale_by_galore(
     eps: float | jax.Array = 1e-6,
     bias_correction: bool = True,
     views: Any = trees.matrix_views,
+    over: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Projects gradients to a few directions, takes Adam's step there, and comes back.
 
@@ -66,6 +67,8 @@ def scale_by_galore(
       eps: Added to the root before its bias is corrected, in units of the gradient.
       bias_correction: Whether c_t is applied.
       views: Tree of `trees.MatrixView`, or a function from the tree to it.
+      over: On a mesh, `sharding.spread(mesh, axes)`, see there; None: every device
+        works on whole matrices and keeps all of the state.
 
     Returns:
       A transformation without learning rate and sign. A zero gradient at the start
@@ -97,7 +100,10 @@ def scale_by_galore(
         mu, nu = (_subspace.first_moments(shapes, bases) for _ in range(2))
         return bases, mu, nu
 
-    def update(stacks: list[jax.Array], state: Any) -> tuple[Any, ...]:
+    def update(
+        stacks: list[jax.Array], state: Any, places: list[jax.Array]
+    ) -> tuple[Any, ...]:
+        del places
         bases = jax.lax.cond(
             state.count % every == 0,
             lambda: _subspace.new_bases(stacks, state.bases, basis),
@@ -111,13 +117,14 @@ def scale_by_galore(
         lifted = _subspace.out_of_bases(steps, bases)
         return [factor * u for u in lifted], (bases, mu, nu)
 
-    return _subspace.on_whole_matrices(
+    return links.on_stacks(
         who,
-        views,
         ScaleByGaloreState,
         init,
         update,
-        _subspace.too_few_directions(rank),
+        views=views,
+        over=over,
+        complaint=_subspace.too_few_directions(rank),
     )
 
 
@@ -138,6 +145,7 @@ def galore(
     decay_order: str = "after",
     mask: Any = None,
     views: Any = trees.matrix_views,
+    over: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """GaLore for the matrices of a model and another optimizer for the rest.
 
@@ -170,6 +178,7 @@ def galore(
       mask: Which matrices decay: tree of booleans or a function of the parameters.
       views: Function from parameters to a tree of `trees.MatrixView` (None for the
         rest), or that tree.
+      over: As for `scale_by_galore`.
 
     Returns:
       A transformation; the rate in force is in its state, see
@@ -208,6 +217,7 @@ def galore(
             eps=eps,
             bias_correction=bias_correction,
             views=views,
+            over=over,
         )
         return links.descend(
             core,

@@ -41,6 +41,7 @@ def scale_by_natural_galore(
     b2: float | jax.Array = 0.999,
     eps: float | jax.Array = 1e-6,
     views: Any = trees.matrix_views,
+    over: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Takes Adam's step on a natural gradient among few coordinates of both sides.
 
@@ -61,20 +62,22 @@ def scale_by_natural_galore(
       every: Updates from one choice of directions to the next.
       scale: Factor on the update.
       history: Number of latest gradients that make the Fisher matrix.
-      damping: Added to the Fisher matrix, in units of a squared gradient.
+      damping: Added to the Fisher matrix, above 0, in units of a squared gradient.
       basis: Kernel (..., m, n), rank -> (..., m, rank), see `scale_by_galore`.
       b1: Decay of the mean, in [0, 1).
       b2: Decay of the mean square, in [0, 1).
       eps: Added to the root before its bias is corrected, in units of f_t.
       views: Tree of `trees.MatrixView`, or a function from the tree to it.
+      over: On a mesh, `sharding.spread(mesh, axes)`, see there; None: every device
+        works on whole matrices and keeps all of the state.
 
     Returns:
       A transformation without learning rate and sign. A zero gradient at the start
       gives a zero update.
 
     Raises:
-      ValueError: If rank, every or history is below 1, a leaf is no matrix or has fewer
-        directions than `rank`.
+      ValueError: If rank, every or history is below 1, damping not above 0, a leaf is
+        no matrix or has fewer directions than `rank`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -90,6 +93,8 @@ def scale_by_natural_galore(
     """
     who = "scale_by_natural_galore"
     _subspace.require_positive(who, rank=rank, every=every, history=history)
+    if isinstance(damping, float | int) and not damping > 0:
+        raise ValueError(f"{who}: damping must be above 0, got {damping}")
 
     def init(shapes: list[Any]) -> tuple[Any, ...]:
         bases = _subspace.empty_bases(shapes, rank, "both")
@@ -100,7 +105,10 @@ def scale_by_natural_galore(
         ]
         return bases, window, mu, nu
 
-    def update(stacks: list[jax.Array], state: Any) -> tuple[Any, ...]:
+    def update(
+        stacks: list[jax.Array], state: Any, places: list[jax.Array]
+    ) -> tuple[Any, ...]:
+        del places
         bases = jax.lax.cond(
             state.count % every == 0,
             lambda: _subspace.new_bases(stacks, state.bases, basis),
@@ -119,13 +127,14 @@ def scale_by_natural_galore(
         lifted = _subspace.out_of_bases(steps, bases)
         return [factor * u for u in lifted], (bases, window, mu, nu)
 
-    return _subspace.on_whole_matrices(
+    return links.on_stacks(
         who,
-        views,
         ScaleByNaturalGaloreState,
         init,
         update,
-        _subspace.too_few_directions(rank),
+        views=views,
+        over=over,
+        complaint=_subspace.too_few_directions(rank),
     )
 
 
@@ -165,6 +174,7 @@ def natural_galore(
     decay_order: str = "after",
     mask: Any = None,
     views: Any = trees.matrix_views,
+    over: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Natural GaLore for the matrices of a model and another optimizer for the rest.
 
@@ -184,7 +194,7 @@ def natural_galore(
       every: Updates from one choice of directions to the next.
       scale: Factor on the update.
       history: Number of latest gradients that make the Fisher matrix.
-      damping: Added to the Fisher matrix, in units of a squared gradient.
+      damping: Added to the Fisher matrix, above 0, in units of a squared gradient.
       basis: Kernel that finds the directions, see `scale_by_galore`.
       b1: Decay of the mean, in [0, 1).
       b2: Decay of the mean square, in [0, 1).
@@ -195,6 +205,7 @@ def natural_galore(
       mask: Which matrices decay: tree of booleans or a function of the parameters.
       views: Function from parameters to a tree of `trees.MatrixView` (None for the
         rest), or that tree.
+      over: As for `scale_by_natural_galore`.
 
     Returns:
       A transformation; the rate in force is in its state, see
@@ -235,6 +246,7 @@ def natural_galore(
             b2=b2,
             eps=eps,
             views=views,
+            over=over,
         )
         return links.descend(
             core,

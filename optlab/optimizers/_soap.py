@@ -54,6 +54,7 @@ def scale_by_soap(
     refresh: Refresh = kernels.refresh_eigenbasis,
     views: Any = trees.matrix_views,
     accumulator_dtype: jax.typing.DTypeLike | None = None,
+    over: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Runs Adam in the eigenbasis of the gradient's second moments.
 
@@ -90,6 +91,8 @@ def scale_by_soap(
         'axes', and every leaf has a factor for each of its axes, as in the authors'
         code.
       accumulator_dtype: Dtype of momentum and nu; None means float32 or wider.
+      over: On a mesh, `sharding.spread(mesh, axes)`: each device works on matrices of
+        its own and keeps their state. None: all devices do all.
 
     Returns:
       A transformation; its updates have the dtype of those that come in, no learning
@@ -119,23 +122,15 @@ def scale_by_soap(
         if int(value) != value or value < 1:
             raise ValueError(f"scale_by_soap: {name} must be 1 or more, got {value}")
     b3 = b2 if b3 is None else b3
-    read = functools.partial(trees.tensor_stacks, "scale_by_soap", views=views)
 
-    def init(params: optax.Params) -> ScaleBySoapState:
-        stacks = jax.eval_shape(lambda tree: read(tree)[0], links.widen(params))
-        return _start(stacks, max_size, vectors, accumulator_dtype)
+    def init(shapes: list[Any]) -> tuple[Any, ...]:
+        return _start(shapes, max_size, vectors, accumulator_dtype)
 
     def update(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, ScaleBySoapState]:
-        del params, extra_args
-        if not jax.tree.leaves(updates):
-            return updates, state
+        stacks: list[jax.Array], state: Any, places: list[jax.Array]
+    ) -> tuple[list[jax.Array], tuple[Any, ...]]:
+        del places
         first, t = state.count == 0, jnp.maximum(state.count, 1)
-        stacks, restore = read(links.widen(updates))
         turned = _turned(stacks, state.bases, transpose=True)
 
         def average(decay: Any, old: jax.Array, new: jax.Array) -> jax.Array:
@@ -150,7 +145,7 @@ def scale_by_soap(
         out = _turned(ratios, state.bases)
         out = list(map(_to_unit_rms, out)) if normalize else out
         factor = jnp.sqrt(1 - b2**t) / (1 - b1**t) if bias_correction else 1.0
-        out = restore([(factor * x).astype(x.dtype) for x in out])
+        out = [(factor * x).astype(x.dtype) for x in out]
         statistics = _statistics.next_statistics(state.statistics, stacks, b3)
         stages = (
             lambda statistics, *rest: rest,
@@ -165,17 +160,17 @@ def scale_by_soap(
             jax.tree.map(lambda new, old: new.astype(old.dtype), *pair)
             for pair in ((m, state.momentum), (v, state.nu))
         )
-        out = jax.tree.map(lambda o, u: o.astype(u.dtype), out, updates)
-        count = jnp.asarray(optax.safe_increment(state.count))
-        return out, trees.gathered(ScaleBySoapState(count, m, v, statistics, bases))
+        return out, (m, v, statistics, bases)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return links.on_stacks(
+        "scale_by_soap", ScaleBySoapState, init, update, views=views, over=over
+    )
 
 
 def _start(
     stacks: list[Any], max_size: int, vectors: bool, dtype: Any
-) -> ScaleBySoapState:
-    """Returns the state before the first gradient of stacks of these shapes."""
+) -> tuple[Any, ...]:
+    """Returns what is kept before the first gradient of stacks of these shapes."""
 
     def zeros(stack: Any, axis: int) -> jax.Array | None:
         order, size = len(stack.shape) - 1, stack.shape[axis]
@@ -192,11 +187,7 @@ def _start(
     def accumulators() -> Any:
         return tuple(jnp.zeros(stack.shape, dtype or stack.dtype) for stack in stacks)
 
-    fields = accumulators(), accumulators(), factors(), factors()
-    # A leaf where there are no parameters: optax.tree.map_params compares the two.
-    return ScaleBySoapState(
-        jnp.zeros((), jnp.int32), *(field or jnp.zeros(0) for field in fields)
-    )
+    return accumulators(), accumulators(), factors(), factors()
 
 
 def _turned(
@@ -260,6 +251,7 @@ def soap(
     refresh: Refresh = kernels.refresh_eigenbasis,
     views: Any = trees.matrix_views,
     accumulator_dtype: jax.typing.DTypeLike | None = None,
+    over: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SOAP for the matrices of a model and another optimizer for the rest.
 
@@ -291,6 +283,8 @@ def soap(
       refresh: Kernel of the next ones.
       views: Function to a tree of `trees.MatrixView`, that tree, or 'axes'.
       accumulator_dtype: Dtype of momentum and nu; None means float32 or wider.
+      over: On a mesh, `sharding.spread(mesh, axes)`: each device works on matrices of
+        its own and keeps their state. None: all devices do all.
 
     Returns:
       A transformation; the rate in force is in its state, `inspection.hyperparams`.
@@ -337,6 +331,7 @@ def soap(
             refresh=refresh,
             views=views,
             accumulator_dtype=accumulator_dtype,
+            over=over,
         )
         return _not_at_first(
             links.descend(

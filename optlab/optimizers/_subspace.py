@@ -1,6 +1,5 @@
-"""What low-memory optimizers share: whole stacks, sides of a matrix, Adam's moments."""
+"""What low-memory optimizers share: sides of a matrix, bases, Adam's moments."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,97 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optlab import kernels, links, trees
+from optlab import kernels
 
 SIDES = ("short", "long", "in", "out", "both")
 
 # (..., m, n), rank -> orthonormal (..., m, rank)
 Basis = Callable[[jax.Array, int], jax.Array]
 Bases = tuple[jax.Array | None, jax.Array | None]
-
-
-def on_whole_matrices(
-    who: str,
-    views: Any,
-    state_type: Any,
-    init: Callable[[list[Any]], tuple[Any, ...]],
-    update: Callable[[list[jax.Array], Any], tuple[list[jax.Array], tuple[Any, ...]]],
-    complaint: Callable[[int, int], str | None] = lambda m, n: None,
-    joined: bool = True,
-) -> optax.GradientTransformationExtraArgs:
-    """Makes a transformation of a tree from what is done to stacks of its matrices.
-
-    For methods whose state is small and not shaped like the parameters. On a mesh every
-    device sees whole matrices and keeps the whole state; updates go back to where the
-    gradients lie. Gradients are widened to float32; updates leave in their own dtype.
-
-    Args:
-      who: Name of the method, for errors.
-      views: As for `trees.leaf_views`; a leaf that is no matrix raises.
-      state_type: NamedTuple of `count` (updates so far) and the fields below.
-      init: From `jax.ShapeDtypeStruct` of every stack, (k, m, n) fan-in by fan-out, one
-        for each matrix shape, to the fields of the first state.
-      update: From the stacks of gradients and the state to stacks of updates and the
-        fields of the next state.
-      complaint: Says what is wrong with matrices of shape (m, n), or None.
-      joined: False to get a stack of each leaf, in their order.
-
-    Returns:
-      The transformation. A tree without matrices has a zero for each field.
-
-    Raises:
-      ValueError: If there is a complaint about a leaf; matrices without entries have
-        none.
-    """
-    stacked = functools.partial(trees.tensor_stacks, who, views=views, joined=joined)
-
-    def first(params: optax.Params) -> Any:
-        count = jnp.zeros((), jnp.int32)
-        if not jax.tree.leaves(params):
-            # So asks `optax.tree.map_params`, too, to which a leaf stands for buffers
-            # not shaped like parameters; an empty list would not.
-            return state_type(count, *(jnp.zeros(()) for _ in state_type._fields[1:]))
-        shapes = jax.tree.map(
-            lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), links.widen(params)
-        )
-        _refuse(who, shapes, views, complaint)
-
-        def stacks() -> list[jax.Array]:
-            # Arrays made here all lie alike, as the whole gradients of an update do.
-            return stacked(optax.tree.zeros_like(shapes))[0]
-
-        return state_type(count, *init(jax.eval_shape(stacks)))
-
-    def step(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, Any]:
-        del params, extra_args
-        count = jnp.asarray(optax.safe_increment(state.count))
-        if not jax.tree.leaves(updates):
-            return updates, state._replace(count=count)
-        stacks, restore = stacked(links.widen(updates))
-        changed, fields = update(stacks, state)
-        out = jax.tree.map(lambda o, u: o.astype(u.dtype), restore(changed), updates)
-        return out, state_type(count, *jax.tree.map(links.settled, fields))
-
-    return optax.GradientTransformationExtraArgs(first, step)
-
-
-def _refuse(who: str, shapes: Any, views: Any, complaint: Any) -> None:
-    """Raises with the first leaf whose matrices there is a complaint about."""
-    found = trees.leaf_views(who, shapes, views)
-    leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    for (path, leaf), view in zip(leaves, found, strict=True):
-        for stack in jax.eval_shape(lambda x, v=view: trees.to_matrices(x, v), leaf):
-            words = complaint(*stack.shape[1:]) if stack.size else None
-            if words:
-                name = trees.path_string(path)
-                raise ValueError(
-                    f"{who}: leaf {name!r} has shape {leaf.shape}; {words}"
-                )
 
 
 def require_known(who: str, name: str, value: str, known: tuple[str, ...]) -> None:
@@ -178,10 +93,10 @@ def out_of_bases(lows: list[jax.Array], bases: list[Bases]) -> list[jax.Array]:
     return [kernels.lift(x, *b) for x, b in zip(lows, bases, strict=True)]
 
 
-def normal_matrices(key: jax.Array, like: jax.Array) -> jax.Array:
-    """Draws a stack of normal matrices, by their shape and their place in the stack.
+def normal_matrices(key: jax.Array, like: jax.Array, places: jax.Array) -> jax.Array:
+    """Draws a stack of normal matrices, by their shape and their places in a stack.
 
-    A draw then does not depend on how many matrices there are.
+    A draw then does not depend on how many matrices there are, nor on which are here.
     """
     for size in like.shape[1:]:
         key = jax.random.fold_in(key, size)
@@ -190,7 +105,7 @@ def normal_matrices(key: jax.Array, like: jax.Array) -> jax.Array:
         once = jax.random.fold_in(key, place)
         return jax.random.normal(once, like.shape[1:], like.dtype)
 
-    return jax.vmap(draw)(jnp.arange(like.shape[0]))
+    return jax.vmap(draw)(places)
 
 
 def length_ratio(step: jax.Array, low: jax.Array, axes: tuple[int, ...]) -> jax.Array:

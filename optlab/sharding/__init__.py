@@ -7,6 +7,8 @@ from optlab.sharding._compiled_text import Collective as Collective
 from optlab.sharding._over_axis import OverAxis as OverAxis
 from optlab.sharding._over_axis import over_axis as over_axis
 from optlab.sharding._placed import placed as placed
+from optlab.sharding._spread import Spread as Spread
+from optlab.sharding._spread import spread as spread
 from optlab.sharding._state import Policy as Policy
 from optlab.sharding._state import explain_state as explain_state
 from optlab.sharding._state import init_sharded as init_sharded

@@ -1,46 +1,55 @@
 """Kernels on a mesh: every device works on whole matrices of its own."""
 
 import dataclasses
-import functools
-import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
-Names = tuple[str, ...]
+from optlab.sharding import _spread
 
 
 @dataclasses.dataclass(frozen=True)
 class OverAxis:
     """A kernel that spreads its stack of matrices over a mesh; see `over_axis`."""
 
-    kernel: Callable[[jax.Array], jax.Array]
-    mesh: Mesh
-    axes: Names
-    wire_dtype: str | None = None
+    kernel: Callable[..., Any]
+    over: _spread.Spread
     reshards = True
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Applies the kernel to (k, m, n), or to one matrix (m, n)."""
+    def __call__(self, x: jax.Array, *others: Any, **settings: Any) -> Any:
+        """Applies the kernel to (k, m, n), or to one matrix (m, n).
+
+        Other arrays with k rows are spread alike; all else is handed on.
+        """
         if x.ndim == 2:
-            return self(x[None])[0]
+            one = self(x[None], *others, **settings)
+            return jax.tree.map(lambda y: y[0], one)
         if x.ndim != 3:
             raise ValueError(
                 f"over_axis: needs a stack (k, m, n) or a matrix (m, n), got {x.shape}"
             )
-        seen = jax.typeof(x).sharding
-        if AxisType.Auto in seen.mesh.axis_types:
-            return self._unseen(x)
-        if not seen.mesh.empty and dict(seen.mesh.shape) != dict(self.mesh.shape):
-            raise ValueError(
-                f"over_axis: made for a mesh of {dict(self.mesh.shape)}, got an array"
-                f" on one of {dict(seen.mesh.shape)}; use one mesh for both"
-            )
-        if AxisType.Auto in self.mesh.axis_types and seen.mesh.empty:
-            return self._unseen(x)
-        return self._seen(x, seen)
+        stacked = [jnp.ndim(y) > 0 and len(y) == len(x) for y in others]
+        arrays = [x, *(y for y, also in zip(others, stacked, strict=True) if also)]
+
+        def kernel(*arrays: jax.Array) -> Any:
+            rest = iter(arrays[1:])
+            given = zip(others, stacked, strict=True)
+            own = (next(rest) if also else y for y, also in given)
+            return self.kernel(arrays[0], *own, **settings)
+
+        if AxisType.Auto in self.over.mesh.axis_types and not _seen(x):
+            return self._unseen(kernel, arrays)
+        shapes = [jax.ShapeDtypeStruct(y.shape, y.dtype) for y in arrays]
+        ranks = jax.tree.map(lambda y: y.ndim, jax.eval_shape(kernel, *shapes))
+        found, _ = self.over(
+            lambda arrays, kept: ([kernel(*arrays), *(None for _ in arrays[1:])], kept),
+            arrays,
+            ranks=[ranks, *(None for _ in arrays[1:])],
+        )
+        return found[0]
 
     def around(
         self, wrap: Callable[[Callable], Callable[[jax.Array], jax.Array]]
@@ -48,138 +57,20 @@ class OverAxis:
         """Returns the same, with what runs on each device wrapped by a function."""
         return dataclasses.replace(self, kernel=wrap(self.kernel))
 
-    def _unseen(self, x: jax.Array) -> jax.Array:
-        """On Auto axes the compiler knows where x is, and it alone: it moves x."""
-        devices = math.prod(self.mesh.shape[axis] for axis in self.axes)
-        short = -x.shape[0] % devices
-        padded = jnp.pad(x, ((0, short), (0, 0), (0, 0))) if short else x
-        stacked = PartitionSpec(self.axes, None, None)
-        y = jax.shard_map(
-            self.kernel, mesh=self.mesh, in_specs=stacked, out_specs=stacked
-        )(padded)
-        return y[: x.shape[0]] if short else y
-
-    def _seen(self, x: jax.Array, sharding: NamedSharding) -> jax.Array:
-        """With its placement known, x goes to whole matrices in one all-to-all."""
-        # A matrix cut over an axis that is not named is made whole over it first.
-        spec = [_names(entry) for entry in sharding.spec]
-        kept = [tuple(a for a in names if a in self.axes) for names in spec[1:]]
-        if kept != spec[1:]:
-            where = PartitionSpec(spec[0] or None, *(names or None for names in kept))
-            whole = NamedSharding(sharding.mesh, where)
-            return jax.reshard(self(jax.reshard(x, whole)), sharding)
-        moves = _Moves(self.mesh, self.axes, *spec, wire_dtype=self.wire_dtype)
-        place = PartitionSpec(*(names or None for names in spec))
-
-        def local(block: jax.Array) -> jax.Array:
-            return moves.back(self.kernel(moves.there(block)), block)
-
-        # Where a mesh is set, it is that one; else it has to be told.
-        known = not jax.sharding.get_abstract_mesh().empty
+    def _unseen(self, kernel: Callable[..., Any], arrays: list[jax.Array]) -> Any:
+        """Only the compiler knows where the arrays are: it moves them its own way."""
+        count = len(arrays[0])
+        short = -count % self.over.pad
+        stacked = PartitionSpec(self.over.axes)
         run = jax.shard_map(
-            local,
-            mesh=None if known else self.mesh,
-            in_specs=place,
-            out_specs=place,
-            # Replicated again after the gather, which the types do not tell.
-            check_vma=False,
+            kernel, mesh=self.over.mesh, in_specs=stacked, out_specs=stacked
         )
-        return run(x)
+        padded = [jnp.pad(x, ((0, short), *((0, 0),) * (x.ndim - 1))) for x in arrays]
+        return jax.tree.map(lambda y: y[:count], run(*padded))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Moves:
-    """The ways between the block of a stack that a device holds and its matrices.
-
-    Attributes:
-      mesh: The mesh.
-      axes: Mesh axes over which the stack shall be spread.
-      stack, rows, columns: Mesh axes over which the array's three axes are cut.
-      wire_dtype: Dtype of what is sent.
-    """
-
-    mesh: Mesh
-    axes: Names
-    stack: Names
-    rows: Names
-    columns: Names
-    wire_dtype: str | None
-
-    def _size(self, names: Names) -> int:
-        return math.prod(self.mesh.shape[name] for name in names)
-
-    @property
-    def _moved(self) -> Names:
-        """Axes that cut matrices: what they cut is exchanged."""
-        return self.rows + self.columns
-
-    @property
-    def _free(self) -> Names:
-        """Axes that cut nothing: their devices hold the same and share the work."""
-        cut = self.stack + self._moved
-        return tuple(axis for axis in self.axes if axis not in cut)
-
-    def there(self, block: jax.Array) -> jax.Array:
-        """From a part of every matrix to some whole matrices."""
-        k, m, n = block.shape
-        devices, free = self._size(self._moved), self._size(self._free)
-        # Padding with zero matrices is safe: kernels map zero to zero.
-        short = -k % (devices * free)
-        block = jnp.pad(block, ((0, short), (0, 0), (0, 0))) if short else block
-        k += short
-        if free > 1:
-            first = jax.lax.axis_index(self._free) * (k // free)
-            block = jax.lax.dynamic_slice_in_dim(block, first, k // free)
-            k //= free
-        if devices == 1:
-            return block
-        parts = self._exchanged(block.reshape(devices, k // devices, m, n))
-        p, q = self._size(self.rows), self._size(self.columns)
-        # One all-to-all for rows and columns: the parts come in the order of devices.
-        parts = parts.reshape(p, q, k // devices, m, n).transpose(2, 0, 3, 1, 4)
-        return parts.reshape(k // devices, p * m, q * n)
-
-    def back(self, whole: jax.Array, like: jax.Array) -> jax.Array:
-        """Undoes `there`; `like` is the block that it was given."""
-        k, m, n = like.shape
-        devices, p, q = *map(self._size, (self._moved, self.rows, self.columns)),
-        if devices > 1:
-            share = whole.shape[0]
-            parts = whole.reshape(share, p, m, q, n).transpose(1, 3, 0, 2, 4)
-            parts = self._exchanged(parts.reshape(devices, share, m, n))
-            whole = parts.reshape(devices * share, m, n)
-        if self._size(self._free) > 1:
-            whole = self._sent(
-                functools.partial(
-                    jax.lax.all_gather, axis_name=self._free, axis=0, tiled=True
-                ),
-                whole,
-            )
-        return whole[:k]
-
-    def _exchanged(self, parts: jax.Array) -> jax.Array:
-        """Sends the i-th part to the i-th device of those that cut matrices."""
-        return self._sent(
-            functools.partial(
-                jax.lax.all_to_all,
-                axis_name=self._moved,
-                split_axis=0,
-                concat_axis=0,
-            ),
-            parts,
-        )
-
-    def _sent(self, send: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-        if self.wire_dtype is None or x.dtype.itemsize <= 2:
-            return send(x)
-        # As integers: some backends widen what narrow floats they are given to send.
-        narrow = jax.lax.bitcast_convert_type(x.astype(self.wire_dtype), jnp.uint16)
-        wide = jax.lax.bitcast_convert_type(send(narrow), jnp.dtype(self.wire_dtype))
-        return wide.astype(x.dtype)
-
-
-def _names(entry: None | str | Names) -> Names:
-    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+def _seen(x: jax.Array) -> bool:
+    return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
 
 
 def over_axis(
@@ -234,20 +125,4 @@ def over_axis(
     Source:
       Written for this library.
     """
-    axes = (axes,) if isinstance(axes, str) else tuple(axes)
-    missing = [axis for axis in axes if axis not in mesh.shape]
-    if missing or not axes:
-        raise ValueError(
-            f"over_axis: the mesh has axes {tuple(mesh.shape)}, got {axes}; name one or"
-            " more of them"
-        )
-    if len(set(mesh.axis_types)) > 1:
-        raise ValueError(
-            f"over_axis: the mesh mixes axis types {mesh.axis_types}; make all of them"
-            " Explicit or all of them Auto"
-        )
-    if wire_dtype not in (None, "bfloat16"):
-        raise ValueError(
-            f"over_axis: wire_dtype must be None or 'bfloat16', got {wire_dtype!r}"
-        )
-    return OverAxis(kernel, mesh, axes, wire_dtype)
+    return OverAxis(kernel, _spread.spread(mesh, axes, wire_dtype=wire_dtype))

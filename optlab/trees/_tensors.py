@@ -10,12 +10,13 @@ from optlab.trees import _stacks
 
 
 def tensor_stacks(
-    who: str, tree: Any, views: Any, *, joined: bool = True
+    who: str, tree: Any, views: Any, *, joined: bool = True, whole: bool = True
 ) -> tuple[list[jax.Array], Callable[[Sequence[jax.Array]], Any]]:
     """Reads a tree as one stack for each shape, for methods with a factor an axis.
 
     On a mesh every device gets the whole stacks: products of a matrix with itself are
     then summed in the order of one device, and the factors are the same everywhere.
+    With whole=False they stay cut as the leaves are, for `sharding.spread` to move.
 
     Args:
       who: Name of the method, for errors.
@@ -23,6 +24,7 @@ def tensor_stacks(
       views: As for `leaf_views`, for stacks of matrices (k, m, n); or 'axes', and every
         leaf is a tensor with all its axes, a scalar one of shape (1,).
       joined: False for a stack of each leaf, or piece of one, in the order of leaves.
+      whole: False for stacks that are cut as the leaves are.
 
     Returns:
       Arrays of shape (k, d_1, ..., d_r), and the function that turns arrays of the
@@ -41,11 +43,15 @@ def tensor_stacks(
     """
     if isinstance(views, str) and views != "axes":
         raise ValueError(f"{who}: views must be 'axes' or tell matrices, got {views!r}")
-    whole = gathered(tree)
+    near = gathered(tree) if whole else tree
     if views == "axes":
-        stacks, back = _stack_leaves(whole, joined)
+        stacks, back = _stack_leaves(near, joined)
     else:
-        stacks, back = _stacks.matrix_stacks(who, whole, views, joined=joined)
+        stacks, back = _stacks.matrix_stacks(
+            who, near, views, resharding=not whole, joined=joined
+        )
+    if not whole:
+        return stacks, back
 
     def restore(stacks: Sequence[jax.Array]) -> Any:
         return jax.tree.map(placed_like, back(stacks), tree)

@@ -1,0 +1,151 @@
+"""The ways of one stack between how it is cut and whole rows on every device."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+Names = tuple[str, ...]
+
+
+def names_of(spec: PartitionSpec, rank: int) -> tuple[Names, ...]:
+    """Returns the mesh axes that cut each axis of an array."""
+    entries = (*spec, *(None,) * (rank - len(spec)))
+    return tuple(tuple(jax.tree.leaves([entry])) for entry in entries)
+
+
+def spec_of(names: tuple[Names, ...]) -> PartitionSpec:
+    """Undoes `names_of`."""
+    return PartitionSpec(*(one or None for one in names))
+
+
+@dataclasses.dataclass(frozen=True)
+class Moves:
+    """From the block of a stack that a device holds to whole rows of it, and back.
+
+    All rows go to the devices in the order of `axes`, a run of them to each. Methods
+    are called inside `jax.shard_map`.
+
+    Attributes:
+      mesh: The mesh.
+      axes: Mesh axes over which the rows are spread.
+      multiple: What the number of rows is padded to a multiple of.
+      place: Mesh axes that cut each axis of the stack; those of the first begin
+        `axes`, the others are among them.
+      wire_dtype: Dtype of what is sent, None for the array's own.
+    """
+
+    mesh: Mesh
+    axes: Names
+    multiple: int
+    place: tuple[Names, ...]
+    wire_dtype: str | None
+
+    def size(self, names: Names) -> int:
+        """Returns the number of devices along mesh axes."""
+        return math.prod(self.mesh.shape[name] for name in names)
+
+    def rows(self, length: int) -> int:
+        """Returns how many rows a stack of this length has after padding."""
+        parts = self.size(self.place[0])
+        least = self.multiple // parts
+        return parts * least * -(-length // (parts * least))
+
+    @property
+    def left(self) -> Names:
+        """Axes that do not cut the rows yet."""
+        return self.axes[len(self.place[0]) :]
+
+    @property
+    def moved(self) -> Names:
+        """Axes that cut something else: what they cut is exchanged."""
+        cut = [name for names in self.place[1:] for name in names]
+        return tuple(name for name in self.left if name in cut)
+
+    @property
+    def free(self) -> Names:
+        """Axes that cut nothing: their devices hold the same and share the work."""
+        return tuple(name for name in self.left if name not in self.moved)
+
+    def there(self, block: jax.Array) -> jax.Array:
+        """From a part of every row to some whole rows."""
+        length, *sizes = block.shape
+        parts = self.size(self.place[0])
+        short = self.rows(length * parts) // parts - length
+        # Padding with zeros is safe: functions of stacks map zero to zero.
+        block = jnp.pad(block, ((0, short), *((0, 0) for _ in sizes)))
+        share = (length + short) // self.size(self.left)
+        block = block.reshape(*map(self._along, self.left), share, *sizes)
+        for index, name in reversed(list(enumerate(self.left))):
+            if name in self.free:
+                mine = jax.lax.axis_index(name)
+                block = jax.lax.dynamic_index_in_dim(block, mine, index, keepdims=False)
+        if not self.moved:
+            return block
+        parts = self._exchanged(block.reshape(-1, share, *sizes))
+        parts = parts.reshape(*map(self._along, self.moved), share, *sizes)
+        whole = [
+            n * self.size(names) for n, names in zip(sizes, self.place[1:], strict=True)
+        ]
+        return parts.transpose(self._order).reshape(share, *whole)
+
+    def back(self, whole: jax.Array, length: int) -> jax.Array:
+        """Undoes `there` for a block of `length` rows, each of any size.
+
+        Rows that have not as many axes as the stack are too small to be cut: all
+        devices get all of them.
+        """
+        share, *sizes = whole.shape
+        cut = len(sizes) + 1 == len(self.place)
+        gathered, moved = self.free, self.moved
+        if not cut:
+            gathered, moved = self.left, ()
+        block = whole
+        if moved:
+            split = []
+            for n, names in zip(sizes, self.place[1:], strict=True):
+                split += [*map(self._along, names), n // self.size(names)]
+            back = sorted(range(len(self._order)), key=self._order.__getitem__)
+            parts = block.reshape(share, *split).transpose(back)
+            sizes = parts.shape[len(moved) + 1 :]
+            block = self._exchanged(parts.reshape(-1, share, *sizes))
+        if self.size(gathered) > 1:
+            gather = functools.partial(jax.lax.all_gather, axis_name=gathered)
+            block = self._sent(gather, block)
+        given = gathered + moved
+        block = block.reshape(*map(self._along, given), share, *sizes)
+        order = [given.index(name) for name in self.left]
+        rest = range(len(given), block.ndim)
+        return block.transpose(*order, *rest).reshape(-1, *sizes)[:length]
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        """How (sources along `moved`, rows, parts of each axis) becomes whole rows."""
+        many = len(self.moved)
+        order = [many]
+        for axis, names in enumerate(self.place[1:], start=many + 1):
+            order += [*map(self.moved.index, names), axis]
+        return tuple(order)
+
+    def _along(self, name: str) -> int:
+        return self.mesh.shape[name]
+
+    def _exchanged(self, parts: jax.Array) -> jax.Array:
+        """Sends the i-th part to the i-th device along `moved`."""
+        exchange = functools.partial(
+            jax.lax.all_to_all, axis_name=self.moved, split_axis=0, concat_axis=0
+        )
+        return self._sent(exchange, parts)
+
+    def _sent(self, send: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+        wide = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize > 2
+        if self.wire_dtype is None or not wide:
+            return send(x)
+        # As integers: some backends widen what narrow floats they are given to send.
+        narrow = jax.lax.bitcast_convert_type(x.astype(self.wire_dtype), jnp.uint16)
+        got = jax.lax.bitcast_convert_type(send(narrow), jnp.dtype(self.wire_dtype))
+        return got.astype(x.dtype)

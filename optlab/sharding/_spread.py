@@ -1,0 +1,226 @@
+"""Stacks over a mesh: every device works on whole rows of its own."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from optlab.sharding._moves import Moves, names_of, spec_of
+
+WIRES = (None, "bfloat16")
+Function = Callable[[list[jax.Array], Any], tuple[Sequence[Any], Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Runs functions of stacks with the rows spread over a mesh; see `spread`.
+
+    Attributes:
+      mesh: The mesh.
+      axes: Names of the mesh axes over which rows are spread.
+      wire_dtype: Dtype of what is sent; None sends arrays as they are.
+      pad: What the number of rows is padded to a multiple of.
+    """
+
+    mesh: Mesh
+    axes: tuple[str, ...]
+    wire_dtype: str | None
+    pad: int
+
+    def rows(self, stack: jax.Array) -> int:
+        """Returns how many rows the stack has when it is spread."""
+        return self._moves(stack, self.where(stack)).rows(stack.shape[0])
+
+    def kept(self, tree: Any) -> Any:
+        """Places arrays with a row for each row of a spread stack; scalars stay."""
+        here = jax.sharding.get_abstract_mesh()
+        mesh = self.mesh if here.empty else here
+
+        def place(x: jax.Array) -> jax.Array:
+            spec = PartitionSpec(self.axes, *(None,) * (jnp.ndim(x) - 1))
+            return jax.reshard(x, NamedSharding(mesh, spec)) if jnp.ndim(x) else x
+
+        return jax.tree.map(place, tree)
+
+    def __call__(
+        self,
+        function: Function,
+        stacks: Sequence[jax.Array],
+        kept: Any = (),
+        *,
+        ranks: Sequence[Any] | None = None,
+    ) -> tuple[list[Any], Any]:
+        """Runs a function, on each device with its own rows.
+
+        Args:
+          function: From stacks, and what is kept, to a result for each stack, arrays
+            with as many rows, and what is kept next. It treats each row apart from
+            the others and maps zeros to zeros.
+          stacks: Arrays of shape (k, ...), sharded in any way.
+          kept: Tree of arrays placed by `kept`, such as the state of a method; arrays
+            without axes are the same on all devices.
+          ranks: For each stack the tree of the numbers of axes of its results; None
+            means that each result is one array of its stack's shape.
+
+        Returns:
+          The results, placed like their stacks, and what is kept. Results with fewer
+          axes than their stack are cut like its rows.
+
+        Raises:
+          ValueError: If a stack lies on another mesh, or where cannot be seen.
+        """
+        given = list(map(self.where, stacks))
+        moves = list(map(self._moves, stacks, given))
+        ins = [spec_of(move.place) for move in moves]
+        ranks = [x.ndim for x in stacks] if ranks is None else list(ranks)
+        outs = [
+            jax.tree.map(lambda r, p=m.place: spec_of(p if r == len(p) else p[:1]), own)
+            for own, m in zip(ranks, moves, strict=True)
+        ]
+        stay = jax.tree.map(
+            lambda x: PartitionSpec(self.axes) if jnp.ndim(x) else PartitionSpec(), kept
+        )
+
+        def local(blocks: list[jax.Array], kept: Any) -> tuple[list[Any], Any]:
+            whole = [move.there(x) for move, x in zip(moves, blocks, strict=True)]
+            found, kept = function(whole, kept)
+            back = [
+                jax.tree.map(functools.partial(move.back, length=x.shape[0]), own)
+                for own, move, x in zip(found, moves, blocks, strict=True)
+            ]
+            return back, kept
+
+        run = jax.shard_map(
+            local,
+            # Where a mesh is set, it is that one; else it has to be told.
+            mesh=self.mesh if jax.sharding.get_abstract_mesh().empty else None,
+            in_specs=(ins, stay),
+            out_specs=(outs, stay),
+            # Rows are the same again after a gather, which the types do not tell.
+            check_vma=False,
+        )
+        near = list(map(_moved, stacks, (s.spec for s in given), ins))
+        found, kept = run(near, kept)
+        back = zip(found, ranks, stacks, ins, given, strict=True)
+        return [
+            _moved(y, spec, s.spec) if rank == x.ndim else y
+            for y, rank, x, spec, s in back
+        ], kept
+
+    def where(self, x: jax.Array) -> NamedSharding:
+        """Reads from its type where an array is."""
+        sharding = jax.typeof(x).sharding
+        if sharding.mesh.empty and AxisType.Explicit in self.mesh.axis_types:
+            # Made without a mesh: all devices have it.
+            return NamedSharding(self.mesh.abstract_mesh, PartitionSpec())
+        if AxisType.Explicit not in sharding.mesh.axis_types:
+            raise ValueError(
+                "spread: on a mesh with Auto axes nobody sees, while tracing, where an"
+                f" array of shape {x.shape} is; say it once:"
+                " tx = sharding.placed(tx, shardings of the parameters)"
+            )
+        if dict(sharding.mesh.shape) != dict(self.mesh.shape):
+            raise ValueError(
+                f"spread: made for a mesh of {dict(self.mesh.shape)}, got an array of"
+                f" shape {x.shape} on one of {dict(sharding.mesh.shape)}; use one mesh"
+            )
+        return sharding
+
+    def _moves(self, x: jax.Array, sharding: NamedSharding) -> Moves:
+        rows, *others = names_of(sharding.spec, x.ndim)
+        # What cannot be moved in one step is made whole first: rows in another order,
+        # and axes that are not spread over.
+        rows = rows if rows == self.axes[: len(rows)] else ()
+        kept = [tuple(a for a in own if a in self.axes) for own in others]
+        return Moves(self.mesh, self.axes, self.pad, (rows, *kept), self.wire_dtype)
+
+
+def _moved(x: jax.Array, at: PartitionSpec, to: PartitionSpec) -> jax.Array:
+    if names_of(at, x.ndim) == names_of(to, x.ndim):
+        return x
+    mesh = jax.typeof(x).sharding.mesh
+    return jax.reshard(x, NamedSharding(mesh, to))
+
+
+def spread(
+    mesh: Mesh,
+    axes: str | tuple[str, ...],
+    *,
+    wire_dtype: str | None = None,
+    pad: int | None = None,
+) -> Spread:
+    """Spreads the matrices of an optimizer, with their state, over a mesh.
+
+    For methods that keep factors, bases or moments for each matrix. Matrices of one
+    shape are a stack; each device gets some whole ones, does all that the method does
+    with them, refreshes included, and keeps their state:
+
+        tx = optimizers.soap(3e-3, rest=..., over=sharding.spread(mesh, "data"))
+
+    A gradient goes there, and its update comes back, in one all-to-all each, whatever
+    axes of the matrices are cut; the state never moves. Over mesh axes that cut nothing
+    the work is shared too, and updates come back in an all-gather. A stack that does
+    not divide is padded with zero matrices.
+
+    Args:
+      mesh: Mesh on which the parameters live. With Auto axes the optimizer goes into
+        `placed`.
+      axes: Name, or names, of the mesh axes.
+      wire_dtype: 'bfloat16' sends half the bytes of float32, and rounds gradients and
+        updates to three digits; None sends all.
+      pad: What the number of matrices is padded to a multiple of. None means the
+        number of devices; a number makes states fit meshes of other sizes, too, as
+        long as these divide it.
+
+    Returns:
+      What methods take as `over`.
+
+    Raises:
+      ValueError: If an axis is not in the mesh, Auto and Explicit axes are mixed, or
+        pad or the wire's dtype does not do.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from optlab import optimizers, sharding
+      >>> mesh = jax.make_mesh((1,), ("data",))
+      >>> tx = optimizers.scale_by_soap(over=sharding.spread(mesh, "data", pad=4))
+      >>> with jax.set_mesh(mesh):
+      ...     state = tx.init({"up": {"kernel": jnp.ones((2, 3))}})
+      >>> state.nu[0].shape  # one matrix, and three more of zeros
+      (4, 2, 3)
+
+    Source:
+      Written for this library.
+    """
+    axes = known_axes("spread", mesh, axes)
+    devices = math.prod(mesh.shape[axis] for axis in axes)
+    if wire_dtype not in WIRES:
+        raise ValueError(
+            f"sharding: wire_dtype must be one of {WIRES}, got {wire_dtype!r}"
+        )
+    if pad is not None and (pad < 1 or pad % devices):
+        raise ValueError(
+            f"spread: the {devices} devices of {axes} do not divide pad={pad}"
+        )
+    return Spread(mesh, axes, wire_dtype, pad or devices)
+
+
+def known_axes(who: str, mesh: Mesh, axes: str | Sequence[str]) -> tuple[str, ...]:
+    """Returns the axes as a tuple, or raises."""
+    axes = (axes,) if isinstance(axes, str) else tuple(axes)
+    if not axes or any(axis not in mesh.shape for axis in axes):
+        raise ValueError(
+            f"{who}: the mesh has axes {tuple(mesh.shape)}, got {axes}; name one or"
+            " more of them"
+        )
+    if len(set(mesh.axis_types)) > 1:
+        raise ValueError(
+            f"{who}: the mesh mixes axis types {mesh.axis_types}; make all of them"
+            " Explicit or all of them Auto"
+        )
+    return axes

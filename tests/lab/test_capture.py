@@ -182,3 +182,194 @@ def test_mkor_trains_a_flax_model_from_one_line(kind):
 
         losses = [float(nnx_step(model, optimizer)) for _ in range(30)]
     assert losses[-1] < 0.3 * losses[0]
+
+
+def conv_losses(weight, **settings):
+    """The same convolution of linen and of nnx, as functions (kernel, x) -> stats."""
+    (kernel, features) = settings.pop("kernel_size"), weight.shape[-1]
+
+    def of_outputs(y):
+        return jnp.sum(y * weight)
+
+    def linen(x, seed):
+        layer = nn.Conv(features, kernel, use_bias=False, **settings)
+        params = layer.init(jax.random.key(seed), x)["params"]
+
+        def loss(params):
+            return of_outputs(layer.apply({"params": params}, x))
+
+        _, grads, stats = jax.jit(capture.linen_value_and_grad(loss))(params)
+        return grads["kernel"], stats[""]
+
+    def of_nnx(x, seed):
+        layer = nnx.Conv(
+            x.shape[-1],
+            features,
+            kernel,
+            use_bias=False,
+            rngs=nnx.Rngs(seed),
+            **settings,
+        )
+        with_stats = capture.nnx_value_and_grad(lambda layer: of_outputs(layer(x)))
+        _, grads, stats = nnx.jit(with_stats)(layer)
+        return nnx.to_pure_dict(grads)["kernel"], stats[""]
+
+    return {"linen": linen, "nnx": of_nnx}
+
+
+CONVOLUTIONS = [
+    {"kernel_size": (3,), "padding": "CAUSAL", "kernel_dilation": 2},
+    {"kernel_size": (4,), "padding": "REFLECT", "strides": 2},
+    {"kernel_size": (3, 2), "strides": 2},
+    {"kernel_size": (2, 3), "strides": (1, 2), "padding": "VALID"},
+    {"kernel_size": (2, 3), "padding": "CIRCULAR", "kernel_dilation": (1, 2)},
+    {"kernel_size": (3, 2), "padding": ((0, 1), (2, 0)), "strides": None},
+    {"kernel_size": (3, 2), "padding": 1, "input_dilation": (1, 2)},
+]
+
+
+@pytest.mark.parametrize("settings", CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_patches_of_a_convolution_have_the_order_of_its_kernel(kind, settings):
+    rank = len(settings["kernel_size"])
+    x = jnp.asarray(RANDOM.normal(size=(5, 6, 2)[-rank - 1 :]), jnp.float32)
+    weight = jnp.array([1.0, -2.0, 3.0])
+    kernel, stats = conv_losses(weight, **settings)[kind](x[None], 0)
+    # The gradient is the same at each of the T outputs: the sum of the patches, times
+    # that gradient.
+    product = np.outer(stats.inputs, stats.outputs).reshape(kernel.shape)
+    positions = kernel.sum() / product.sum()
+    np.testing.assert_allclose(positions, round(float(positions)), rtol=1e-4)
+    np.testing.assert_allclose(kernel, positions * product, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(3,), (2, 3)], ids=str)
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_of_one_sample_the_product_is_the_gradient_of_the_kernel(kind, size):
+    x = jnp.asarray(RANDOM.normal(size=(*size, 4)), jnp.float32)
+    weight = jnp.asarray(RANDOM.normal(size=3), jnp.float32)
+    settings = {"kernel_size": size, "padding": "VALID"}
+    kernel, stats = conv_losses(weight, **settings)[kind](x[None], 0)
+    product = np.outer(stats.inputs, stats.outputs)
+    np.testing.assert_allclose(kernel.reshape(product.shape), product, rtol=1e-5)
+    # An image alone is a batch of one.
+    _, same = conv_losses(weight, **settings)[kind](x, 0)
+    for a, b in zip(stats, same, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_moments_of_a_convolution_are_those_of_kfc(kind):
+    x = RANDOM.normal(size=(3, 5, 4, 2))  # N images, of which T = 3 x 3 positions
+    weight = RANDOM.normal(size=(3, 3, 3, 2))
+    settings = {"kernel_size": (3, 2), "padding": "VALID"}
+    _, stats = conv_losses(jnp.float32(weight), **settings)[kind](jnp.float32(x), 0)
+    patches = np.stack(
+        [x[:, i : i + 3, j : j + 2].reshape(3, -1) for i in range(3) for j in range(3)],
+        axis=1,
+    )
+    gradients = 3 * weight.reshape(3, 9, 2)  # of the loss of an image, N dL/dy
+    summed = np.einsum("nta,ntb->ab", patches, patches) / 3
+    mean = np.einsum("nta,ntb->ab", gradients, gradients) / 27
+    for got, want in (
+        (stats.inputs, patches.mean((0, 1))),
+        (stats.outputs, gradients.mean((0, 1))),
+        (np.kron(stats.input_moment, stats.output_moment), np.kron(summed, mean)),
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+class LinenCnn(nn.Module):
+    groups: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3, 3), strides=2, name="conv_in")(x))
+        x = nn.Conv(4, (2, 2), feature_group_count=self.groups, name="conv_out")(x)
+        return nn.Dense(2, name="down")(nn.relu(x).reshape(len(x), -1))
+
+
+class NnxCnn(nnx.Module):
+    def __init__(self, groups=1):
+        rngs = nnx.Rngs(0)
+        self.conv_in = nnx.Conv(2, 4, (3, 3), strides=2, rngs=rngs)
+        self.conv_out = nnx.Conv(4, 4, (2, 2), feature_group_count=groups, rngs=rngs)
+        self.down = nnx.Linear(36, 2, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.conv_out(nnx.relu(self.conv_in(x)))
+        return self.down(nnx.relu(x).reshape(len(x), -1))
+
+
+IMAGES = jnp.asarray(RANDOM.normal(size=(4, 6, 6, 2)), jnp.float32)
+
+
+def linen_cnn_loss(params, groups=1):
+    return squares(LinenCnn(groups).apply({"params": params}, IMAGES), Y)
+
+
+def nnx_cnn_loss(model):
+    return squares(model(IMAGES), Y)
+
+
+TRAINERS = {
+    "mkor": optimizers.mkor(0.02, every=2),
+    "kfac": optimizers.kfac(0.1, damping=0.1, every=2),
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), [("linen", "mkor"), ("nnx", "kfac")])
+def test_the_methods_of_layers_train_a_convolutional_model(kind, name):
+    tx, losses = TRAINERS[name], []
+    if kind == "linen":
+        params = LinenCnn().init(jax.random.key(0), IMAGES)["params"]
+
+        @jax.jit
+        def step(params, state):
+            value, grads, stats = capture.linen_value_and_grad(linen_cnn_loss)(params)
+            updates, state = tx.update(grads, state, params, layer_stats=stats)
+            return optax.apply_updates(params, updates), state, value
+
+        state = tx.init(params)
+        for _ in range(20):
+            params, state, value = step(params, state)
+            losses.append(float(value))
+    else:
+        model = NnxCnn()
+        optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+        @nnx.jit
+        def nnx_step(model, optimizer):
+            value, grads, stats = capture.nnx_value_and_grad(nnx_cnn_loss)(model)
+            optimizer.update(model, grads, layer_stats=stats)
+            return value
+
+        losses = [float(nnx_step(model, optimizer)) for _ in range(20)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_a_convolution_of_groups_is_refused_or_left(kind):
+    def found(leave):
+        if kind == "nnx":
+            model = NnxCnn(groups=2)
+            return capture.nnx_value_and_grad(nnx_cnn_loss, leave=leave)(model)
+        params = LinenCnn(groups=2).init(jax.random.key(0), IMAGES)["params"]
+        run = capture.linen_value_and_grad(linen_cnn_loss, leave=leave)
+        return run(params, groups=2)
+
+    said = r"'conv_out' has feature_group_count=2.*leave='conv_out'.*rules=\["
+    with pytest.raises(lab.LabError, match=said):
+        found(None)
+    assert set(found("conv_out")[2]) == {"conv_in", "down"}
+
+
+def test_a_masked_convolution_is_refused():
+    layer = nn.Conv(1, (2,), mask=jnp.ones((2, 3, 1)))
+    params = layer.init(jax.random.key(0), X)["params"]
+
+    def loss(params):
+        return jnp.mean(layer.apply({"params": params}, X))
+
+    with pytest.raises(lab.LabError, match=r"has a mask"):
+        capture.linen_value_and_grad(loss)(params)

@@ -351,3 +351,21 @@ def test_the_state_of_a_direction_comes_first():
 def test_an_unknown_order_of_decay_is_refused():
     with pytest.raises(ValueError, match=r"descend: decay_order .*'after'.*'before'"):
         links.descend(optax.identity(), 0.1, decay_order="before")
+
+
+def test_matrices_of_a_stack_are_held_by_their_own_norm():
+    stack = jnp.stack([jnp.full((2, 3), size) for size in (1e30, 1e-9, 0.0, jnp.nan)])
+    gradient = {"experts": {"kernel": stack}, "bias": jnp.zeros(3)}
+    ones = optax.stateless(lambda updates, _: jax.tree.map(jnp.ones_like, updates))
+    for least, moves in ((0.0, [1, 1, 0, 1]), (1e-8, [1, 0, 0, 1])):
+        tx = links.hold_still(ones, least, trees.matrix_views)
+        got, _ = tx.update(gradient, tx.init(gradient))
+        np.testing.assert_array_equal(got["experts"]["kernel"][:, 0, 0], moves)
+        np.testing.assert_array_equal(got["bias"], 1)
+
+
+def test_held_on_request_only():
+    core = optax.trace(0.9)
+    assert links.hold_still(core, None, trees.matrix_views).init is core.init
+    with pytest.raises(ValueError, match=r"min_norm must be 0 or more, got -1\.0"):
+        links.hold_still(core, -1.0, trees.matrix_views)

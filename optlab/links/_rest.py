@@ -28,6 +28,9 @@ def matrices_and_rest(
     Returns:
       The transformation of the whole tree.
 
+    Raises:
+      TypeError: If rest is no transformation.
+
     Example:
       >>> import jax.numpy as jnp, optax
       >>> from optlab import links, trees
@@ -42,6 +45,11 @@ def matrices_and_rest(
     Source:
       Written for this library, on `optax.partition`.
     """
+    if rest is not None and not hasattr(rest, "update"):
+        raise TypeError(
+            "rest must be a transformation with its own learning rate, such as"
+            f" rest=optlab.optimizers.adamw(3e-4), got {rest!r}"
+        )
     alone = matrices(views)  # built even beside a rest: it checks the arguments now
     if rest is None:
         return optax.with_extra_args_support(alone)

@@ -161,6 +161,7 @@ def dion(
     weight_decay: float | jax.Array = 0.01,
     mask: Any = None,
     cautious: bool = False,
+    min_norm: float | jax.Array | None = None,
     key: jax.Array | None = None,
     views: Any = trees.matrix_views,
     accumulator_dtype: jax.typing.DTypeLike | None = None,
@@ -185,6 +186,7 @@ def dion(
       mask: Which matrices decay: tree of booleans or a function of the parameters.
       cautious: Whether decay acts only where it agrees with the update, see
         `links.add_decayed_weights`.
+      min_norm: As in `muon`: 0 holds matrices with a gradient of zero.
       key: Random key of the first basis.
       views: As in `muon`.
       accumulator_dtype: Dtype of the momentum; None means float32 or wider.
@@ -221,7 +223,7 @@ def dion(
             accumulator_dtype=accumulator_dtype,
         )
         return links.descend(
-            core,
+            links.hold_still(core, min_norm, views),
             learning_rate,
             weight_decay=weight_decay,
             mask=mask,

@@ -59,6 +59,7 @@ def scale_by_dion2(
 
     Raises:
       ValueError: If fraction is out of range or a leaf is no matrix.
+      TypeError: If orthogonalize is no function.
 
     Example:
       >>> import jax.numpy as jnp
@@ -73,6 +74,11 @@ def scale_by_dion2(
     Source:
       See `dion2`.
     """
+    if not callable(orthogonalize):
+        raise TypeError(
+            "scale_by_dion2: orthogonalize must be a function of matrices, such as"
+            f" kernels.newton_schulz; got {orthogonalize!r}"
+        )
     slices = functools.partial(kernels.largest_slices, fraction=fraction)
     # Slices are chosen where whole matrices are.
     inside = getattr(orthogonalize, "around", lambda wrap: wrap(orthogonalize))
@@ -133,6 +139,7 @@ def dion2(
     weight_decay: float | jax.Array = 0.01,
     mask: Any = None,
     cautious: bool = False,
+    min_norm: float | jax.Array | None = None,
     orthogonalize: _muon.Kernel = kernels.newton_schulz,
     views: Any = trees.matrix_views,
     accumulator_dtype: jax.typing.DTypeLike | None = None,
@@ -155,6 +162,7 @@ def dion2(
       mask: Which matrices decay: tree of booleans or a function of the parameters.
       cautious: Whether decay acts only where it agrees with the update, see
         `links.add_decayed_weights`.
+      min_norm: As in `muon`: 0 holds matrices with a gradient of zero.
       orthogonalize: Kernel for the part, as in `scale_by_dion2`.
       views: As in `muon`.
       accumulator_dtype: Dtype of the momentum; None means float32 or wider.
@@ -193,7 +201,7 @@ def dion2(
             accumulator_dtype=accumulator_dtype,
         )
         return links.descend(
-            core,
+            links.hold_still(core, min_norm, views),
             learning_rate,
             weight_decay=weight_decay,
             mask=mask,

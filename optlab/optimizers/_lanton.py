@@ -114,6 +114,7 @@ def scale_by_lanton(
     )
 
     def init(params: optax.Params) -> ScaleByLantonState:
+        trees.leaf_views("scale_by_lanton", params, views)
         inner = muon.init(params)
         zeros = jax.tree.map(jnp.zeros_like, links.widen(params))
         noise: Any = jax.tree.map(links.settled, _sum_of_each_matrix(zeros, views))
@@ -142,7 +143,7 @@ def scale_by_lanton(
             return updates, state
         wide = links.widen(updates)
         if paired:
-            second = links.widen(_same_leaves(noise_pair, updates))
+            second = links.widen(_same_leaves("noise_pair", noise_pair, updates))
         else:
             second = _or_first(state.previous, wide, state.count)
         sizes = _nuclear_norms(jax.tree.map(jnp.subtract, wide, second), measure, views)
@@ -164,7 +165,7 @@ def _or_first(previous: Any, wide: Any, count: jax.Array) -> Any:
     return jax.tree.map(lambda p, g: jnp.where(count == 0, g, p), previous, wide)
 
 
-def _same_leaves(tree: Any, like: Any) -> Any:
+def _same_leaves(what: str, tree: Any, like: Any) -> Any:
     """Picks the leaves that a tree has: inside a partition some are hidden."""
     known = {
         trees.path_string(path): leaf
@@ -174,7 +175,7 @@ def _same_leaves(tree: Any, like: Any) -> Any:
     def pick(path: Any, _: Any) -> Any:
         name = trees.path_string(path)
         if name not in known:
-            raise ValueError(f"scale_by_lanton: noise_pair has no leaf {name!r}")
+            raise ValueError(f"scale_by_lanton: {what} has no leaf {name!r}")
         return known[name]
 
     return jax.tree_util.tree_map_with_path(pick, like)
@@ -212,7 +213,7 @@ def _ratios(noise: Any, alpha: float | jax.Array, groups: Any, like: Any) -> Any
         labels = jax.tree.map(lambda _: "all", noise)
     else:
         labels = groups(like) if callable(groups) else groups
-        labels = _same_leaves(labels, noise)
+        labels = _same_leaves("groups", labels, noise)
     quietest: dict[Any, jax.Array] = {}
     for label, h, g in zip(*map(jax.tree.leaves, (labels, noise, like)), strict=True):
         if g.size:
@@ -238,6 +239,7 @@ def lanton(
     weight_decay: float | jax.Array = 0.0,
     mask: Any = None,
     cautious: bool = False,
+    min_norm: float | jax.Array | None = None,
     scale: _muon.Scale = "moonlight",
     orthogonalize: _muon.Kernel = kernels.newton_schulz,
     measure: _muon.Kernel = _NEAR_ONE,
@@ -266,6 +268,7 @@ def lanton(
       mask: Which matrices decay: tree of booleans or a function of the parameters.
       cautious: Whether decay acts only where it agrees with the update, see
         `links.add_decayed_weights`.
+      min_norm: As in `muon`: 0 holds matrices with a gradient of zero.
       scale: Factor by matrix shape, as in `muon`.
       orthogonalize: Kernel, as in `muon`; on a mesh wrap it in `sharding.over_axis`.
       measure: Kernel of the nuclear norm, see `scale_by_lanton`; wrap it likewise.
@@ -312,7 +315,7 @@ def lanton(
             accumulator_dtype=accumulator_dtype,
         )
         return links.descend(
-            core,
+            links.hold_still(core, min_norm, views),
             learning_rate,
             weight_decay=weight_decay,
             mask=mask,

@@ -1,5 +1,6 @@
 """Muon: momentum whose matrices are replaced by their polar factor."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import optax
 from optlab import kernels, links, trees
 
 MOMENTUM_FORMS = ("average", "sum", "bias_corrected")
+CONV_SCALES = ("window", "matrix")
 
 Kernel = Callable[[jax.Array], jax.Array]
 Scale = str | Callable[[tuple[int, int]], float]
@@ -61,6 +63,7 @@ def scale_by_muon(
     nesterov: bool = True,
     momentum: str = "average",
     scale: Scale = "jordan",
+    conv_scale: str = "window",
     orthogonalize: Kernel = kernels.newton_schulz,
     views: Any = trees.matrix_views,
     accumulator_dtype: jax.typing.DTypeLike | None = None,
@@ -82,6 +85,7 @@ def scale_by_muon(
         same update; 'bias_corrected', b1 m_t / (1 - b1^(t+1)) + (1 - b1) g_t /
         (1 - b1^t) with t from 1 (Optax).
       scale: Factor by matrix shape, see `muon`, or a function of (fan_in, fan_out).
+      conv_scale: 'window' or 'matrix', see `muon`.
       orthogonalize: Kernel, (..., m, n) -> (..., m, n).
       views: Tree of `trees.MatrixView`, or a function from the tree to it.
       accumulator_dtype: Dtype of the momentum; None means float32, or float64 for
@@ -92,8 +96,10 @@ def scale_by_muon(
       rate and no sign. A zero momentum gives a zero update.
 
     Raises:
-      ValueError: If momentum or scale is unknown, if a leaf is no matrix, or if a
-        matrix is sharded on a mesh with Explicit axes and the kernel is not wrapped.
+      ValueError: If momentum, scale or conv_scale is unknown, if a leaf is no matrix,
+        or if a matrix is sharded on a mesh with Explicit axes and the kernel is not
+        wrapped.
+      TypeError: If orthogonalize is no function.
 
     Example:
       >>> import jax.numpy as jnp
@@ -116,7 +122,19 @@ def scale_by_muon(
             f"scale_by_muon: scale must be a function or one of {sorted(SCALES)}, got"
             f" {scale!r}"
         )
+    if conv_scale not in CONV_SCALES:
+        raise ValueError(
+            f"scale_by_muon: conv_scale must be one of {CONV_SCALES}, got"
+            f" {conv_scale!r}"
+        )
+    if not callable(orthogonalize):
+        raise TypeError(
+            "scale_by_muon: orthogonalize must be a function of matrices, such as"
+            " functools.partial(kernels.newton_schulz, coefficients='accurate'); got"
+            f" {orthogonalize!r}"
+        )
     factor = scale if callable(scale) else SCALES[scale]
+    by_window = scale == "jordan" and conv_scale == "window"
 
     def init(params: optax.Params) -> ScaleByMuonState:
         trees.leaf_views("scale_by_muon", params, views)
@@ -146,12 +164,40 @@ def scale_by_muon(
                 for x in stacks
             ]
         )
+        if by_window:
+            polar = _scaled_by_window(polar, views)
         out = jax.tree.map(lambda o, u: o.astype(u.dtype), polar, updates)
         return out, ScaleByMuonState(
             jnp.asarray(optax.safe_increment(state.count)), stored
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _scaled_by_window(tree: Any, views: Any) -> Any:
+    """Gives convolutions the factor of their window in place of their matrix's."""
+    leaves, treedef = jax.tree.flatten(tree)
+    found = trees.leaf_views("scale_by_muon", tree, views)
+    return treedef.unflatten(
+        x if ratio == 1 else ratio * x
+        for x, ratio in zip(
+            leaves, map(_window_over_matrix, leaves, found), strict=True
+        )
+    )
+
+
+def _window_over_matrix(x: jax.Array, view: trees.MatrixView) -> float:
+    """Returns the factor of a window over that of the matrix; 1 for what has none."""
+    if len(view.reduction) != 3 or len(view.output) != 1 or not x.size:
+        return 1.0
+    output = view.output[0] % x.ndim
+    axes = sorted(axis % x.ndim for axis in view.reduction)
+    # The axis of the channels is the one beside the output: (h, w, in, out) in Flax,
+    # (out, in, h, w) in PyTorch.
+    height, width = axes[:2] if output > axes[-1] else axes[-2:]
+    fan_in = math.prod(x.shape[axis] for axis in axes)
+    matrix = SCALES["jordan"]((fan_in, x.shape[output]))
+    return SCALES["jordan"]((x.shape[width], x.shape[height])) / matrix
 
 
 def muon(
@@ -164,7 +210,9 @@ def muon(
     weight_decay: float | jax.Array = 0.0,
     mask: Any = None,
     cautious: bool = False,
+    min_norm: float | jax.Array | None = None,
     scale: Scale = "jordan",
+    conv_scale: str = "window",
     orthogonalize: Kernel = kernels.newton_schulz,
     views: Any = trees.matrix_views,
     accumulator_dtype: jax.typing.DTypeLike | None = None,
@@ -200,7 +248,15 @@ def muon(
       mask: Which matrices decay: tree of booleans or a function of the parameters.
       cautious: Whether decay acts only where it agrees with the update, see
         `links.add_decayed_weights`.
+      min_norm: Matrices whose gradient has at most this Frobenius norm get an update of
+        zero, see `links.hold_still`; 0 holds the experts that no token has reached,
+        which momentum alone would move by a full step. None moves all.
       scale: One of the names above, or a function of (fan_in, fan_out).
+      conv_scale: What 'jordan' means for a convolution, a leaf with two window axes and
+        one of channels for its fan-in: 'window', sqrt(max(1, height / width)) of its
+        window, so 1 for most (K. Jordan's code, which takes the last two of four axes);
+        'matrix', the factor of its matrix. Codes with other scales have no convolutions
+        and use the matrix, as do one-dimensional convolutions.
       orthogonalize: Kernel, (..., m, n) -> (..., m, n). `functools.partial(
         kernels.newton_schulz, ...)` with compute_dtype="bfloat16" is faster, with
         coefficients="accurate" nearer to the polar factor. On a mesh, wrap it:
@@ -215,6 +271,7 @@ def muon(
 
     Raises:
       ValueError: As `scale_by_muon`; if `rest` is missing and a leaf needs it.
+      TypeError: As `scale_by_muon`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -228,8 +285,7 @@ def muon(
     Source:
       K. Jordan et al., "Muon: an optimizer for hidden layers", 2024. Differs from the
       authors' code: momentum and Newton-Schulz in float32 (theirs: bfloat16); nothing
-      added to the norm (theirs: 1e-7; pass a kernel with eps=1e-7); a convolution
-      is scaled by its matrix shape (theirs: by height over width of the filter).
+      added to the norm (theirs: 1e-7; pass a kernel with eps=1e-7).
       `moonlight`: J. Liu et al., 2025, arXiv:2502.16982. Optax's `contrib.muon` is
       `momentum='bias_corrected'`; it fails on meshes with Explicit axes and routes by
       the number of axes.
@@ -241,12 +297,13 @@ def muon(
             nesterov=nesterov,
             momentum=momentum,
             scale=scale,
+            conv_scale=conv_scale,
             orthogonalize=orthogonalize,
             views=views,
             accumulator_dtype=accumulator_dtype,
         )
         return links.descend(
-            core,
+            links.hold_still(core, min_norm, views),
             learning_rate,
             weight_decay=weight_decay,
             mask=mask,

@@ -102,12 +102,13 @@ def scale_by_muon_bp(
     Source:
       See `muon_bp`.
     """
-    for name, values in (("every", (every,)), ("blocks", blocks)):
-        if any(int(v) != v or v < 1 for v in values):
-            raise ValueError(
-                f"scale_by_muon_bp: {name} must be 1 or more, got"
-                f" {values if name == 'blocks' else every}"
-            )
+    if int(every) != every or every < 1:
+        raise ValueError(f"scale_by_muon_bp: every must be 1 or more, got {every}")
+    if len(blocks) != 2 or any(int(v) != v or v < 1 for v in blocks):
+        raise ValueError(
+            f"scale_by_muon_bp: blocks must be 1 or more, got {blocks}; one number is"
+            " that of blocks along the fan-in, the other along the fan-out"
+        )
 
     def muon(kernel: _muon.Kernel, scale: _muon.Scale) -> Any:
         return _muon.scale_by_muon(
@@ -137,6 +138,7 @@ def scale_by_muon_bp(
     reshards = getattr(orthogonalize, "reshards", False)
 
     def init(params: optax.Params) -> ScaleByMuonBpState:
+        trees.leaf_views("scale_by_muon_bp", params, views)
         return ScaleByMuonBpState(jnp.zeros((), jnp.int32), checked.init(params))
 
     def update(
@@ -193,6 +195,7 @@ def muon_bp(
     weight_decay: float | jax.Array = 0.0,
     mask: Any = None,
     cautious: bool = False,
+    min_norm: float | jax.Array | None = None,
     scale: _muon.Scale = "moonlight",
     orthogonalize: _muon.Kernel = kernels.newton_schulz,
     views: Any = trees.matrix_views,
@@ -219,7 +222,9 @@ def muon_bp(
       mask: Which matrices decay: tree of booleans or a function of the parameters.
       cautious: Whether decay acts only where it agrees with the update, see
         `links.add_decayed_weights`.
-      scale: Factor by matrix shape, as in `muon`; for a block by its own shape.
+      min_norm: As in `muon`: 0 holds matrices with a gradient of zero.
+      scale: Factor by matrix shape, as in `muon` with conv_scale='matrix'; for a block
+        by its own shape.
       orthogonalize: Kernel, as in `scale_by_muon_bp`.
       views: As in `muon`.
       accumulator_dtype: Dtype of the momentum; None means float32 or wider.
@@ -261,7 +266,7 @@ def muon_bp(
             accumulator_dtype=accumulator_dtype,
         )
         return links.descend(
-            core,
+            links.hold_still(core, min_norm, views),
             learning_rate,
             weight_decay=weight_decay,
             mask=mask,

@@ -35,6 +35,7 @@ def scale_by_normuon(
     nesterov: bool = True,
     momentum: str = "average",
     scale: _muon.Scale = "jordan",
+    conv_scale: str = "window",
     orthogonalize: _muon.Kernel = kernels.newton_schulz,
     views: Any = trees.matrix_views,
     accumulator_dtype: jax.typing.DTypeLike | None = None,
@@ -58,6 +59,7 @@ def scale_by_normuon(
       nesterov: As in `scale_by_muon`.
       momentum: As in `scale_by_muon`.
       scale: Factor by matrix shape, see `muon`, or a function of (fan_in, fan_out).
+      conv_scale: As in `muon`.
       orthogonalize: Kernel, (..., m, n) -> (..., m, n).
       views: Tree of `trees.MatrixView`, or a function from the tree to it.
       accumulator_dtype: Dtype of the momentum; None means float32 or wider.
@@ -88,6 +90,7 @@ def scale_by_normuon(
         nesterov=nesterov,
         momentum=momentum,
         scale=scale,
+        conv_scale=conv_scale,
         orthogonalize=orthogonalize,
         views=views,
         accumulator_dtype=accumulator_dtype,
@@ -169,7 +172,9 @@ def normuon(
     weight_decay: float | jax.Array = 0.0,
     mask: Any = None,
     cautious: bool = False,
+    min_norm: float | jax.Array | None = None,
     scale: _muon.Scale = "jordan",
+    conv_scale: str = "window",
     orthogonalize: _muon.Kernel = kernels.newton_schulz,
     views: Any = trees.matrix_views,
     accumulator_dtype: jax.typing.DTypeLike | None = None,
@@ -196,7 +201,9 @@ def normuon(
       mask: Which matrices decay: tree of booleans or a function of the parameters.
       cautious: Whether decay acts only where it agrees with the update, see
         `links.add_decayed_weights`.
+      min_norm: As in `muon`: 0 holds matrices with a gradient of zero.
       scale: Factor by matrix shape, as in `muon`.
+      conv_scale: As in `muon`.
       orthogonalize: Kernel, as in `muon`; on a mesh wrap it in `sharding.over_axis`.
       views: As in `muon`.
       accumulator_dtype: Dtype of the momentum; None means float32 or wider.
@@ -221,7 +228,7 @@ def normuon(
       Z. Li et al., "NorMuon: making Muon more efficient and scalable", 2025,
       arXiv:2510.05491, and the authors' code. Differs from the authors' code: float32
       for bfloat16, nothing added to the norm before Newton-Schulz, and a convolution is
-      evened out and scaled as one matrix (theirs: filter by filter). UNVERIFIED: the
+      evened out as one matrix (theirs: filter by filter). UNVERIFIED: the
       paper's own factor on the rate, which the code does not have. Other codes use
       b2 = 0.9 and one number along the longer side of a matrix.
     """
@@ -234,12 +241,13 @@ def normuon(
             nesterov=nesterov,
             momentum=momentum,
             scale=scale,
+            conv_scale=conv_scale,
             orthogonalize=orthogonalize,
             views=views,
             accumulator_dtype=accumulator_dtype,
         )
         return links.descend(
-            core,
+            links.hold_still(core, min_norm, views),
             learning_rate,
             weight_decay=weight_decay,
             mask=mask,

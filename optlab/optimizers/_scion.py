@@ -205,6 +205,7 @@ def scion(
     *,
     b1: float | jax.Array = 0.9,
     constrained: bool = True,
+    min_norm: float | jax.Array | None = None,
     norms: Any = scion_norms,
     radius: Mapping[str, float] | None = None,
     orthogonalize: Callable[[jax.Array], jax.Array] = kernels.newton_schulz,
@@ -225,6 +226,8 @@ def scion(
       learning_rate: Rate eta: a number, a scalar array or a schedule.
       b1: Decay of the momentum, in [0, 1); the authors' alpha is 1 - b1.
       constrained: Whether weights shrink by eta_t, as above.
+      min_norm: As in `muon`, of matrices under `views`: 0 holds those with a gradient
+        of zero, but for the shrinking.
       norms: As in `scale_by_scion`.
       radius: Radius by name of the norm; the authors train GPT with {'spectral': 50,
         'sign': 3000} and a rate near 2^-12.
@@ -266,4 +269,5 @@ def scion(
     )
     shrink = optax.add_decayed_weights(1.0) if constrained else optax.identity()
     rate = links.scale_by_learning_rate(learning_rate)
-    return links.in_float32(optax.chain(core, shrink, rate))
+    held = links.hold_still(core, min_norm, views)
+    return links.in_float32(optax.chain(held, shrink, rate))

@@ -24,7 +24,9 @@ def turbo_muon(
     weight_decay: float | jax.Array = 0.0,
     mask: Any = None,
     cautious: bool = False,
+    min_norm: float | jax.Array | None = None,
     scale: _muon.Scale = "jordan",
+    conv_scale: str = "window",
     orthogonalize: _muon.Kernel = _FOUR_STEPS,
     views: Any = trees.matrix_views,
     accumulator_dtype: jax.typing.DTypeLike | None = None,
@@ -51,7 +53,9 @@ def turbo_muon(
       weight_decay: Decoupled decay of the matrices, multiplied by the learning rate.
       mask: Which matrices decay: tree of booleans or a function of the parameters.
       cautious: As in `muon`.
+      min_norm: As in `muon`: 0 holds matrices with a gradient of zero.
       scale: Factor by matrix shape, as in `muon`.
+      conv_scale: As in `muon`.
       orthogonalize: Kernel, (..., m, n) -> (..., m, n); the default is
         `functools.partial(kernels.newton_schulz, coefficients='turbo',
         prescale='aol')`. On a mesh wrap that in `sharding.over_axis`.
@@ -91,7 +95,9 @@ def turbo_muon(
         weight_decay=weight_decay,
         mask=mask,
         cautious=cautious,
+        min_norm=min_norm,
         scale=scale,
+        conv_scale=conv_scale,
         orthogonalize=orthogonalize,
         views=views,
         accumulator_dtype=accumulator_dtype,

@@ -4,7 +4,6 @@ All three take Newton-Schulz of a matrix that is (out, in); KellerJordan's reads
 in, kh, kw) as (out, in * kh * kw) and three axes as a stack of matrices.
 """
 
-from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -55,20 +54,7 @@ def _kellerjordan(
         "views": _views,
     }
 
-    def group(x: Any) -> Hashable:
-        return "{}x{}".format(*x.shape[-2:]) if x.ndim == 4 else "other"
-
-    # The authors' shape factor of a convolution is that of a filter's height over its
-    # width; optlab's is that of the matrix. So each filter shape is a group of its own.
-    groups: dict[Hashable, Any] = {"other": optimizers.muon(rest=rest, **settings)}
-    for x in case.init.values():
-        if x.ndim == 4:
-            factor = max(1.0, x.shape[-2] / x.shape[-1]) ** 0.5
-            groups[group(x)] = optimizers.muon(
-                scale=lambda _, factor=factor: factor, **settings
-            )
-    tx = optax.partition(groups, lambda params: jax.tree.map(group, params))
-    return Trajectory(tx, **precision)
+    return Trajectory(optimizers.muon(rest=rest, **settings), **precision)
 
 
 def kellerjordan(values: Settings, case: Case) -> Trajectory:

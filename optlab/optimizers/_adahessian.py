@@ -92,7 +92,7 @@ def scale_by_adahessian(
         raise ValueError(
             f"scale_by_adahessian: average must be one of {AVERAGES}, got {average!r}"
         )
-    if every < 1:
+    if int(every) != every or every < 1:
         raise ValueError(f"scale_by_adahessian: every must be at least 1, got {every}")
 
     def init(params: optax.Params) -> ScaleByAdahessianState:

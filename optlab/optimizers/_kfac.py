@@ -64,7 +64,8 @@ def scale_by_kfac(
       update. On a mesh every device holds all factors and whole gradients.
 
     Raises:
-      ValueError: If an argument is unknown; as `trees.layer_statistics`.
+      ValueError: If an argument is unknown or out of range; as
+        `trees.layer_statistics`.
       TypeError: If `layer_stats` is missing.
 
     Example:
@@ -80,13 +81,7 @@ def scale_by_kfac(
     Source:
       See `kfac`.
     """
-    if method not in kernels.INVERSE_METHODS:
-        raise ValueError(
-            f"scale_by_kfac: method must be one of {kernels.INVERSE_METHODS}, got"
-            f" {method!r}"
-        )
-    if every < 1:
-        raise ValueError(f"scale_by_kfac: every must be at least 1, got {every}")
+    _check(method, every, damping)
 
     def init(params: optax.Params) -> ScaleByKfacState:
         return _initial(params, trees.layer_groups(params, views))
@@ -140,6 +135,18 @@ def scale_by_kfac(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check(method: str, every: int, damping: Any) -> None:
+    if method not in kernels.INVERSE_METHODS:
+        raise ValueError(
+            f"scale_by_kfac: method must be one of {kernels.INVERSE_METHODS}, got"
+            f" {method!r}"
+        )
+    if int(every) != every or every < 1:
+        raise ValueError(f"scale_by_kfac: every must be at least 1, got {every}")
+    if isinstance(damping, float | int) and not damping > 0:
+        raise ValueError(f"scale_by_kfac: damping must be above 0, got {damping}")
 
 
 def _initial(params: optax.Params, groups: Any) -> ScaleByKfacState:

@@ -66,7 +66,7 @@ def scale_by_mfac(
       `optax.apply_if_finite` around. Donate the state, or each step copies the window.
 
     Raises:
-      ValueError: If window is below 1 or damping not above 0.
+      ValueError: If window is no positive integer or damping not above 0.
 
     Example:
       >>> import jax.numpy as jnp
@@ -80,7 +80,7 @@ def scale_by_mfac(
     Source:
       See `mfac`.
     """
-    if window < 1:
+    if int(window) != window or window < 1:
         raise ValueError(f"scale_by_mfac: window must be at least 1, got {window}")
     if isinstance(damping, float | int) and not damping > 0:
         raise ValueError(f"scale_by_mfac: damping must be above 0, got {damping}")

@@ -166,7 +166,7 @@ def _check(rule: str, stabilizer: str, every: int) -> None:
             f"scale_by_mkor: stabilizer must be one of {STABILIZERS}, got"
             f" {stabilizer!r}"
         )
-    if every < 1:
+    if int(every) != every or every < 1:
         raise ValueError(f"scale_by_mkor: every must be at least 1, got {every}")
 
 

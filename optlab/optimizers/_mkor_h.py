@@ -61,6 +61,7 @@ def scale_by_mkor_h(
       as progress and does not enter the averages.
 
     Raises:
+      ValueError: If patience is no positive integer.
       TypeError: If `value` is missing.
 
     Example:
@@ -78,6 +79,8 @@ def scale_by_mkor_h(
     Source:
       See `mkor_h`.
     """
+    if int(patience) != patience or patience < 1:
+        raise ValueError(f"scale_by_mkor_h: patience must be 1 or more, got {patience}")
     preconditioner = optax.with_extra_args_support(preconditioner)
 
     def init(params: optax.Params) -> ScaleByMkorHState:
@@ -170,6 +173,7 @@ def mkor_h(
       A transformation; updates take `value` and what the preconditioner needs.
 
     Raises:
+      ValueError: As `scale_by_mkor_h`.
       TypeError: As `scale_by_mkor_h`.
 
     Example:

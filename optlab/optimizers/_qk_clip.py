@@ -48,8 +48,8 @@ def qk_clip(
 
     Raises:
       TypeError: If `attn_max_logit` is missing.
-      ValueError: If the parameters are missing, an attention has no S or an S no
-        attention, or the heads of a leaf do not fit.
+      ValueError: If threshold is not above 0, the parameters are missing, an attention
+        has no S or an S no attention, or the heads of a leaf do not fit.
 
     Example:
       >>> import jax.numpy as jnp
@@ -70,6 +70,8 @@ def qk_clip(
       Of its latent attention nothing is here; how grouped keys are treated is our own
       choice.
     """
+    if isinstance(threshold, float | int) and not threshold > 0:
+        raise ValueError(f"qk_clip: threshold must be above 0, got {threshold}")
 
     def update(
         updates: optax.Updates,

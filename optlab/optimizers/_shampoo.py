@@ -57,6 +57,7 @@ def scale_by_shampoo(
     bias_correction: bool = True,
     views: Any = trees.matrix_views,
     accumulator_dtype: jax.typing.DTypeLike | None = None,
+    over: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies gradients by inverse roots of their second moments on every side.
 
@@ -101,6 +102,8 @@ def scale_by_shampoo(
       views: Tree of `trees.MatrixView` or a function to it, two factors a matrix; or
         'axes', and every leaf has a factor for each of its axes.
       accumulator_dtype: Dtype of momentum and nu; None means float32 or wider.
+      over: On a mesh, `sharding.spread(mesh, axes)`: each device works on matrices of
+        its own and keeps their state. None: all devices do all.
 
     Returns:
       A transformation; its updates have the dtype of those that come in, no learning
@@ -108,7 +111,8 @@ def scale_by_shampoo(
 
     Raises:
       ValueError: If graft is unknown; if every, start or block_size is no positive
-        integer; if b2 is 1 with a graft that averages; if a leaf is no matrix.
+        integer; if root_order is not above 0; if b2 is 1 with a graft that
+        averages; if a leaf is no matrix.
 
     Example:
       >>> import jax.numpy as jnp
@@ -125,25 +129,19 @@ def scale_by_shampoo(
     start = every if start is None else start
     summed = not isinstance(b2, jax.Array) and b2 == 1
     decay = None if summed else b2
-    _check(graft, summed and graft_b2 is None, every, start, block_size)
+    _check(graft, summed and graft_b2 is None, every, start, block_size, root_order)
     graft_b2 = b2 if graft_b2 is None else graft_b2
-    read = functools.partial(_blocks, views=views, block_size=block_size)
 
-    def init(params: optax.Params) -> ScaleByShampooState:
-        blocks = jax.eval_shape(lambda tree: read(tree)[0], links.widen(params))
+    def init(shapes: list[Any]) -> tuple[Any, ...]:
+        blocks = jax.eval_shape(lambda stacks: _blocks(stacks, block_size)[0], shapes)
         return _start(blocks, graft, accumulator_dtype)
 
     def update(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, ScaleByShampooState]:
-        del params, extra_args
-        if not jax.tree.leaves(updates):
-            return updates, state
+        stacks: list[jax.Array], state: Any, places: list[jax.Array]
+    ) -> tuple[list[jax.Array], tuple[Any, ...]]:
+        del places
         t = jnp.asarray(optax.safe_increment(state.count))
-        blocks, restore = read(links.widen(updates))
+        blocks, back = _blocks(stacks, block_size)
 
         def corrected(b: Any, x: jax.Array) -> jax.Array:
             return (x / (1 - b**t)).astype(x.dtype) if bias_correction else x
@@ -174,17 +172,20 @@ def scale_by_shampoo(
             jnp.where(t >= start, _scaled_to(y, x, p, graft), y)
             for x, y, p in zip(direction, grafted, roots, strict=True)
         ]
-        out = jax.tree.map(lambda o, u: o.astype(u.dtype), restore(out), updates)
         m, nu = (
             tuple(x.astype(old.dtype) for x, old in zip(*pair, strict=True))
             for pair in ((m, state.momentum), (nu, state.nu))
         )
-        return out, trees.gathered(ScaleByShampooState(t, m, nu, statistics, roots))
+        return back(out), (m, nu, statistics, roots)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return links.on_stacks(
+        "scale_by_shampoo", ScaleByShampooState, init, update, views=views, over=over
+    )
 
 
-def _check(graft: str, no_decay: bool, every: Any, start: Any, block: Any) -> None:
+def _check(
+    graft: str, no_decay: bool, every: Any, start: Any, block: Any, order: Any
+) -> None:
     if graft not in GRAFTS:
         raise ValueError(
             f"scale_by_shampoo: graft must be one of {GRAFTS}, got {graft!r}"
@@ -192,6 +193,8 @@ def _check(graft: str, no_decay: bool, every: Any, start: Any, block: Any) -> No
     for name, value in (("every", every), ("start", start), ("block_size", block)):
         if int(value) != value or value < 1:
             raise ValueError(f"scale_by_shampoo: {name} must be 1 or more, got {value}")
+    if isinstance(order, float | int) and order <= 0:
+        raise ValueError(f"scale_by_shampoo: root_order must be above 0, got {order}")
     if no_decay and graft in ("rmsprop", "adam"):
         raise ValueError(
             f"scale_by_shampoo: b2=1 sums the statistics, but graft={graft!r} averages"
@@ -199,8 +202,8 @@ def _check(graft: str, no_decay: bool, every: Any, start: Any, block: Any) -> No
         )
 
 
-def _start(blocks: list[Any], graft: str, dtype: Any) -> ScaleByShampooState:
-    """Returns the state before the first gradient of blocks of these shapes."""
+def _start(blocks: list[Any], graft: str, dtype: Any) -> tuple[Any, ...]:
+    """Returns what is kept before the first gradient of blocks of these shapes."""
 
     def accumulators() -> Any:
         return tuple(jnp.zeros(x.shape, dtype or x.dtype) for x in blocks)
@@ -212,34 +215,25 @@ def _start(blocks: list[Any], graft: str, dtype: Any) -> ScaleByShampooState:
         )
 
     nu = accumulators() if graft in SQUARED else ()
-    fields = accumulators(), nu, factors(), factors()
-    # A leaf where there are no parameters, because optax.tree.map_params compares this
-    # with the state of a tree that has some.
-    return ScaleByShampooState(
-        jnp.zeros((), jnp.int32),
-        *(field if blocks else jnp.zeros(0) for field in fields),
-    )
+    return accumulators(), nu, factors(), factors()
 
 
 def _mixed(decay: Any, old: jax.Array, new: jax.Array) -> jax.Array:
     return (decay * old.astype(new.dtype) + (1 - decay) * new).astype(new.dtype)
 
 
-def _blocks(tree: Any, views: Any, block_size: int) -> tuple[list[jax.Array], Callable]:
-    """Reads a tree as stacks of blocks, and returns the way back."""
-    stacks, restore = trees.tensor_stacks("scale_by_shampoo", tree, views)
+def _blocks(
+    stacks: list[jax.Array], block_size: int
+) -> tuple[list[jax.Array], Callable[[list[jax.Array]], list[jax.Array]]]:
+    """Cuts stacks into stacks of blocks, and returns the way back."""
     cut = [kernels.split_blocks(x, block_size, x.ndim - 1) for x in stacks]
 
-    def back(blocks: list[jax.Array]) -> Any:
+    def back(blocks: list[jax.Array]) -> list[jax.Array]:
         remaining = iter(blocks)
-        return restore(
-            [
-                kernels.merge_blocks(
-                    [next(remaining) for _ in own], x.shape, block_size
-                )
-                for own, x in zip(cut, stacks, strict=True)
-            ]
-        )
+        return [
+            kernels.merge_blocks([next(remaining) for _ in own], x.shape, block_size)
+            for own, x in zip(cut, stacks, strict=True)
+        ]
 
     return [block for own in cut for block in own], back
 
@@ -295,6 +289,7 @@ def shampoo(
     bias_correction: bool = True,
     views: Any = trees.matrix_views,
     accumulator_dtype: jax.typing.DTypeLike | None = None,
+    over: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Shampoo for the matrices of a model and another optimizer for the rest.
 
@@ -367,6 +362,7 @@ def shampoo(
             bias_correction=bias_correction,
             views=views,
             accumulator_dtype=accumulator_dtype,
+            over=over,
         )
         return links.descend(core, learning_rate, weight_decay=weight_decay, mask=mask)
 

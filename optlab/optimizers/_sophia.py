@@ -65,7 +65,7 @@ def sophia(
       diagonal. Differs from the authors' code, as Optax does: the mean gradient is
       corrected for its start, and max(gamma h, eps) stands for rho B h + 1e-15.
     """
-    if every < 1:
+    if int(every) != every or every < 1:
         raise ValueError(f"sophia: every must be at least 1, got {every}")
     # Its own rate and decay are put out: the rate belongs into the state.
     core = optax.contrib.sophia(

@@ -376,3 +376,35 @@ def test_the_gradient_passes_through():
     step = 1e-3 * np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
     rise = run(x + step).sum() - run(x - step).sum()
     assert abs(rise - 2 * np.vdot(slope, step)) < 0.02 * abs(rise) + 1e-5
+
+
+@pytest.mark.parametrize(
+    ("shape", "table", "steps", "errors"),
+    [
+        ((256, 256), "jordan", 3, (0.338, 0.249, 0.229)),
+        ((256, 256), "jordan", 5, (0.210, 0.196, 0.187)),
+        ((256, 256), "youjiacheng", None, (0.096,)),
+        ((256, 1024), "youjiacheng", None, (0.017,)),
+    ],
+)
+def test_gaussian_matrices_end_as_near_to_the_polar_factor_as_measured(
+    shape, table, steps, errors
+):
+    x = np.random.default_rng(0).normal(size=shape)
+    u, _, vt = np.linalg.svd(x, full_matrices=False)
+    for prescale, want in zip(("frobenius", "schatten", "aol"), errors, strict=False):
+        got = kernels.newton_schulz(
+            jnp.asarray(x, jnp.float32), table, steps=steps, prescale=prescale
+        )
+        error = np.linalg.norm(got - u @ vt) / np.linalg.norm(u @ vt)
+        # Another matrix than theirs: the few smallest singular values differ.
+        assert abs(error - want) < 0.012
+
+
+def test_a_tiny_gradient_takes_a_nearly_full_step_unless_eps_is_large():
+    x = np.random.default_rng(0).normal(size=(8, 16))
+    sizes = [
+        np.linalg.norm(kernels.newton_schulz(jnp.asarray(c * x, "float32"), eps=1e-7))
+        for c in (1e-10, 1e-12)
+    ]
+    np.testing.assert_allclose(sizes, [3.0, 0.05], rtol=0.2)

@@ -25,6 +25,7 @@ SAFE = (
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
 PAPER_CUSHION = 0.02407327424182761
+JORDAN, YOU = (kernels.polar_table(name).rows for name in ("jordan", "youjiacheng"))
 
 
 def paper_rows(steps):
@@ -158,3 +159,44 @@ def test_a_table_that_breaks_its_promise_cannot_be_built(changes, said):
 def test_another_number_of_steps_promises_no_band():
     assert kernels.polar_table("jordan", 5).band == (0.6818, 1.1345)
     assert kernels.polar_table("jordan", 3).band == (-np.inf, np.inf)
+
+
+THIRD = divided(paper_rows(5), 1.05)  # the paper's list, every step divided
+
+
+@pytest.mark.parametrize(
+    ("rows", "s", "want"),
+    [
+        (JORDAN[:1], 1.0, 0.7010),
+        (JORDAN, 1.0, 0.6964364),
+        (JORDAN, 1.005, 0.6918),
+        (YOU, 1.0, 0.9783),
+        # One step beyond 1, or 1.05, and the iteration runs away.
+        (paper_rows(5), 1.001, 5.5e20),
+        (paper_rows(5), 1.005, 3.3e60),
+        (THIRD, 1.05, 0.8544),
+        (THIRD, 1.06, 4.6e59),
+    ],
+)
+def test_a_singular_value_ends_where_it_was_measured(rows, s, want):
+    np.testing.assert_allclose(image(s, rows), want, rtol=6e-3 if want > 9 else 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "low", "band"),
+    [
+        (JORDAN, 0.001, (None, 1.2024)),
+        (paper_rows(5), 0.003, (0.8764, 1.1236)),
+        (THIRD, 0.003, (0.8461, 1.1236)),
+    ],
+)
+def test_lists_without_a_name_have_the_measured_bands(rows, low, band):
+    values = image(np.geomspace(low, 1, 200_001), rows)
+    for got, want in zip((values.min(), values.max()), band, strict=True):
+        assert want is None or abs(got - want) < 5e-5
+
+
+def test_jordan_s_slope_at_zero_and_its_reach():
+    np.testing.assert_allclose(JORDAN[0][0] ** 5, 484.9, rtol=1e-4)
+    values = image(np.linspace(1, 1.07, 1001), JORDAN)
+    assert 0.5 < values.min() < values.max() < 1.2

@@ -167,6 +167,34 @@ def test_half_precision_gram_without_its_restarts_would_run_away():
 
 
 @pytest.mark.parametrize(
+    ("table", "products", "bound"),
+    [
+        *((table, None, 1.15) for table in TABLES[1:]),
+        *((table, "bfloat16", 1.15) for table in ("youjiacheng", "turbo", "accurate")),
+        # Its own band ends at 1.141, and Q is rounded before it meets X.
+        ("polar_express", "bfloat16", 1.18),
+    ],
+)
+def test_half_precision_gram_keeps_its_norm_on_the_hard_spectra(table, products, bound):
+    """X in bfloat16, squares in float32: condition 1e5, and rank 8 of 64."""
+    x = np.stack(
+        [
+            spectrum((64, 256), s, seed)
+            for s in (np.geomspace(1, 1e-5, 64), 1.0 * (np.arange(64) < 8))
+            for seed in range(2)
+        ]
+    )
+    y = kernels.newton_schulz(
+        jnp.asarray(x, jnp.bfloat16),
+        table,
+        form="gram",
+        compute_dtype=products,
+        square_dtype="float32",
+    )
+    assert 0.9 < largest(y) <= bound
+
+
+@pytest.mark.parametrize(
     ("table", "form", "dtype", "square", "said"),
     [
         *(
@@ -262,6 +290,12 @@ def test_the_cost_is_the_published_formula():
         restarted = of(form="gram", compute_dtype="bfloat16", square_dtype="float32")
         assert restarted.flops == pytest.approx((8 * r + 28) * m3)
         assert restarted.time == pytest.approx((4 * r + 28) * m3)
+
+
+def test_turbo_saves_a_fifth_of_the_flops():
+    # 16 m^2 n + 8 m^3 in four steps; the row scaling's Gram matrix is the first one.
+    plan = kernels.polar_plan((64, 192), "turbo", form="standard")
+    assert plan.flops == pytest.approx((16 * 3 + 8) * 64**3)
 
 
 def test_accurate_costs_no_more_than_five_jordan_steps():

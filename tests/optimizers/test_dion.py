@@ -98,3 +98,14 @@ def test_a_rank_of_nothing_and_leaves_without_a_view_are_refused():
             optimizers.dion(0.1, rank=rank, rest=optax.sgd(0.1))
     with pytest.raises(ValueError, match=r"leaf 'bias' has shape \(2,\).*rest="):
         optimizers.dion(0.1).init({"bias": jnp.ones(2)})
+
+
+def test_the_left_over_factors_are_orthonormal():
+    gradient = {"kernel": jnp.asarray(trajectories.gradients((9, 6))[0])}
+    tx = optimizers.scale_by_dion(rank=3, b1=0.0)
+    updates, state = tx.update(gradient, tx.init(gradient))
+    # u = sqrt(n / m) Q P^T; b1 = 0: what was used, R P^T, is what is missing.
+    q = np.asarray(state.basis[0][0])
+    p = (np.linalg.pinv(q) @ updates["kernel"]).T / np.sqrt(6 / 9)
+    np.testing.assert_allclose(p.T @ p, np.eye(3), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(q, axis=0), 1, rtol=1e-5)

@@ -178,3 +178,13 @@ def test_missing_and_misshapen_statistics_are_named():
     tx = optimizers.scale_by_mkor(views=views)
     updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
     np.testing.assert_array_equal(updates["up"]["kernel"], GRADS["up"]["kernel"])
+
+
+def test_while_the_factors_are_the_identity_it_is_its_inner_sgd_bit_for_bit():
+    ours, sgd = optimizers.mkor(0.1, every=10), optimizers.sgd(0.1, momentum=0.9)
+    states = ours.init(PARAMS), sgd.init(PARAMS)
+    for _ in range(4):
+        got, first = ours.update(GRADS, states[0], PARAMS, layer_stats=STATS)
+        want, second = sgd.update(GRADS, states[1], PARAMS)
+        states = first, second
+        jax.tree.map(np.testing.assert_array_equal, got, want)

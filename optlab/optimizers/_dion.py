@@ -1,5 +1,6 @@
 """Dion: orthogonal updates of low rank, and a momentum that keeps what they miss."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,7 @@ def scale_by_dion(
     key: jax.Array | None = None,
     views: Any = trees.matrix_views,
     accumulator_dtype: jax.typing.DTypeLike | None = None,
+    over: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Approximates momentum by one power iteration and makes that orthogonal.
 
@@ -56,6 +58,8 @@ def scale_by_dion(
         `jax.random.key(0)`.
       views: Tree of `trees.MatrixView`, or a function from the tree to it.
       accumulator_dtype: Dtype of the momentum; None means float32 or wider.
+      over: On a mesh, `sharding.spread(mesh, axes)`: each device works on matrices of
+        its own and keeps their bases. None: all devices do all.
 
     Returns:
       A transformation without learning rate and sign; updates keep the dtype of those
@@ -86,12 +90,25 @@ def scale_by_dion(
         q = jax.random.normal(chosen, (m, min(rank, m, n)), stack.dtype)
         return links.settled(jnp.tile(q, (k, 1, 1)))
 
+    read = functools.partial(trees.tensor_stacks, who, views=views, whole=over is None)
+
+    def spread_stacks(tree: Any) -> list[jax.Array]:
+        stacks, _ = read(tree)
+        if over is None:
+            return stacks
+        return [jnp.zeros((over.rows(x), *x.shape[1:]), x.dtype) for x in stacks]
+
+    def power_steps(stacks: list[jax.Array], bases: Any) -> tuple[list[Any], Any]:
+        done = [_power_step(x, q, eps) for x, q in zip(stacks, bases, strict=True)]
+        return [both for *both, _ in done], tuple(q for *_, q in done)
+
     def init(params: optax.Params) -> ScaleByDionState:
         wide = links.widen(params)
-        stacks = jax.eval_shape(lambda t: trees.tensor_stacks(who, t, views)[0], wide)
+        stacks = jax.eval_shape(spread_stacks, wide)
         # A leaf where there are no parameters: Optax asks in this way which parts of a
         # state are shaped like the parameters.
         basis = tuple(map(first_basis, stacks)) or jnp.zeros(())
+        basis = basis if over is None else over.kept(basis)
         zeros = optax.tree.zeros_like(wide, dtype=accumulator_dtype)
         return ScaleByDionState(jnp.zeros((), jnp.int32), zeros, basis)
 
@@ -106,11 +123,14 @@ def scale_by_dion(
             return updates, state
         wide = links.widen(updates)
         sums = jax.tree.map(lambda m, g: m.astype(g.dtype) + g, state.momentum, wide)
-        stacks, restore = trees.tensor_stacks(who, sums, views)
-        done = [
-            _power_step(x, q, eps) for x, q in zip(stacks, state.basis, strict=True)
-        ]
-        directions, used, basis = zip(*done, strict=True)
+        stacks, restore = read(sums)
+        if over is None:
+            results, basis = power_steps(stacks, state.basis)
+            basis = tuple(map(links.settled, basis))
+        else:
+            ranks = [[3, 3] for _ in stacks]
+            results, basis = over(power_steps, stacks, state.basis, ranks=ranks)
+        directions, used = zip(*results, strict=True)
         # Written so that the compiler, on Auto axes, leaves the momentum where it lies.
         stored = jax.tree.map(
             lambda m, g, u: (m.astype(g.dtype) + (g - (1 - b1) * u)).astype(m.dtype),
@@ -122,7 +142,7 @@ def scale_by_dion(
         return out, ScaleByDionState(
             jnp.asarray(optax.safe_increment(state.count)),
             stored,
-            tuple(map(links.settled, basis)),
+            basis,
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -165,6 +185,7 @@ def dion(
     key: jax.Array | None = None,
     views: Any = trees.matrix_views,
     accumulator_dtype: jax.typing.DTypeLike | None = None,
+    over: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Dion for the matrices of a model and another optimizer for the rest.
 
@@ -190,6 +211,8 @@ def dion(
       key: Random key of the first basis.
       views: As in `muon`.
       accumulator_dtype: Dtype of the momentum; None means float32 or wider.
+      over: On a mesh, `sharding.spread(mesh, axes)`: each device works on matrices of
+        its own and keeps their bases. None: all devices do all.
 
     Returns:
       A transformation; the rate in force is in its state, see
@@ -209,8 +232,9 @@ def dion(
     Source:
       K. Ahn et al., "Dion: distributed orthonormalized updates", 2025,
       arXiv:2504.05295, and the authors' code (its simple version). Differs from the
-      authors' code: all factors in float32; on a mesh every device works on whole
-      matrices, so none of the communication is saved for which Dion was made.
+      authors' code: all factors in float32; on a mesh whole
+      matrices are sent, three times with `over`, and none of the communication is saved
+      for which Dion was made.
     """
 
     def matrices(views: Any) -> optax.GradientTransformationExtraArgs:
@@ -221,6 +245,7 @@ def dion(
             key=key,
             views=views,
             accumulator_dtype=accumulator_dtype,
+            over=over,
         )
         return links.descend(
             links.hold_still(core, min_norm, views),

@@ -319,6 +319,7 @@ def shampoo(
       bias_correction: Whether averages are corrected for their start at zero.
       views: Function to a tree of `trees.MatrixView`, that tree, or 'axes'.
       accumulator_dtype: Dtype of momentum and squares; None means float32 or wider.
+      over: As for `scale_by_shampoo`.
 
     Returns:
       A transformation; the rate in force is in its state, `inspection.hyperparams`.

@@ -190,6 +190,7 @@ def _read_chain(text: str) -> Chain:
 
 def _check_optimizer(chain: Chain) -> None:
     optimizer, own = chain.optimizer, dict(chain.optimizer.settings)
+    parts.require_inputs(optimizer)
     if chain.has_rest:
         own = {
             key: value
@@ -199,6 +200,7 @@ def _check_optimizer(chain: Chain) -> None:
         rest = chain.rest
         if "rest" in rest.parameters:
             raise ValueError(f"{rest.name} takes matrices only and cannot be the rest")
+        parts.require_inputs(rest, is_rest=True)
         settings.check(rest.name, rest.row.build, rest.settings)
     settings.check(optimizer.name, optimizer.row.build, own)
 

@@ -28,8 +28,9 @@ def train_step(
 ) -> Scalars:
     """Takes one training step; changes the model and the optimizer in place.
 
-    The transformation is given `value`, `grad`, `value_fn` and, if there is one, `key`
-    as extra arguments. Those that it does not use cost nothing under `jax.jit`.
+    The transformation is given `value`, `grad`, `value_fn`, the same as `loss_fn`, and,
+    if there is one, `key` as extra arguments. Those that it does not use cost nothing
+    under `jax.jit`.
 
     Args:
       model: The model.
@@ -137,10 +138,15 @@ def _value_and_grad(run: Callable[..., Any], params: Any, rest: Any, batch: Any)
 def _value_fn(run: Callable[..., Any], rest: Any, batch: Any) -> Callable[..., Any]:
     """From parameters to the loss on this batch, for line searches and the like.
 
-    Optax's line searches hand on extra arguments that are not theirs; none is needed.
+    Optax's line searches refuse extra arguments that this function does not name.
     """
     placed = placement.automatic(run, (None, rest))
-    return lambda params, **_: placed(params, rest, batch)[0]
+
+    def value_fn(params: Any, *, key: Any = None, loss_fn: Any = None) -> jax.Array:
+        del key, loss_fn
+        return placed(params, rest, batch)[0]
+
+    return value_fn
 
 
 def _extra_arguments(
@@ -152,7 +158,7 @@ def _extra_arguments(
 ) -> dict[str, Any]:
     if not isinstance(tx, optax.GradientTransformationExtraArgs):
         return {}
-    extra = {"value": value, "grad": grads, "value_fn": value_fn}
+    extra = {"value": value, "grad": grads, "value_fn": value_fn, "loss_fn": value_fn}
     return extra if key is None else {**extra, "key": key}
 
 

@@ -25,6 +25,12 @@ SERIES = {"boundaries": (0.5, 0.75), "cycle_steps": (0.5, 0.5)}
 # A schedule without a warm-up of its own: it gets one.
 WARMUP = ("warmup_steps", 0)
 
+# Extra arguments that the training step gives to every transformation.
+SUPPLIED = ("value", "grad", "value_fn", "loss_fn", "key")
+
+# What a method makes itself of `loss_fn` and `key`, if it sees all parameters.
+ESTIMATED = ("hessian_diag",)
+
 # Defaults of the catalogue that a chain does not take: it has rules of its own.
 OWN_RULE = ("learning_rate", "peak", "total_steps")
 
@@ -130,6 +136,53 @@ def read(room: str, text: str) -> Part:
             raise ValueError(f"'{key}' is given twice")
         found[key] = settings.read(key, value)
     return Part(room, name.strip(), found)
+
+
+def require_inputs(optimizer: Part, *, is_rest: bool = False) -> None:
+    """Refuses an optimizer whose needs no chain can meet.
+
+    Args:
+      optimizer: The optimizer; of its row, `needs` and what `build` requires count.
+      is_rest: Whether it is the rest of another one and sees some parameters only.
+
+    Raises:
+      ValueError: If its update needs what the training step does not give, or text
+        cannot give an argument that it requires.
+
+    Example:
+      >>> require_inputs(Part("optimizers", "sophia", {}))  # hessian_diag is estimated
+      >>> try:
+      ...     require_inputs(Part("optimizers", "kfac", {}))
+      ... except ValueError as error:
+      ...     print(str(error).partition(";")[0])
+      kfac needs layer_stats at each update, which the training step does not give
+    """
+    row = optimizer.row
+    given = SUPPLIED if is_rest else (*SUPPLIED, *ESTIMATED)
+    absent = [need for need in row.needs if need not in given]
+    reasons = []
+    if absent:
+        whom = " to a rest" if set(absent) <= set(ESTIMATED) else ""
+        reasons.append(
+            f"{' and '.join(absent)} at each update, which the training step does not"
+            f" give{whom}"
+        )
+    known = settings.settable(row.build)
+    unsaid = [
+        key
+        for key, parameter in optimizer.parameters.items()
+        if parameter.default is parameter.empty and key not in known
+    ]
+    if unsaid:
+        reasons.append(f"the argument {' and '.join(unsaid)}, which text cannot give")
+    if not reasons:
+        return
+    remedy = "in a loop of your own" if absent else "with optlab.lab.train"
+    made = ", where optlab.lab.capture makes layer_stats"
+    raise ValueError(
+        f"{row.name} needs {', and '.join(reasons)}; build optlab.optimizers.{row.name}"
+        f" in Python and train {remedy}{made if 'layer_stats' in absent else ''}"
+    )
 
 
 def schedule(

@@ -45,7 +45,7 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
 }
 
 # Arguments that a chain's text cannot give: trees, pairs, other parts of the chain.
-NOT_IN_TEXT = ("bounds", "mask", "rest", "total_steps")
+NOT_IN_TEXT = ("bounds", "mask", "preconditioner", "rest", "total_steps")
 
 
 def unknown(kind: str, name: str, names: Iterable[str]) -> str:

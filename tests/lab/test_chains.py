@@ -1,5 +1,6 @@
 """A chain's text says which optimizer is built, with which schedule."""
 
+import dataclasses
 import inspect
 
 import jax
@@ -9,7 +10,7 @@ import optax
 import pytest
 
 from optlab import catalog, inspection, kernels, optimizers, schedules
-from optlab.lab import chains, settings, tuned
+from optlab.lab import chains, parts, settings, tuned
 
 PARAMS = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
 GRADS = {"dense": {"kernel": jnp.arange(6.0).reshape(3, 2), "bias": jnp.ones(2)}}
@@ -101,6 +102,28 @@ def test_rows_make_chains_that_move(optimizer, schedule):
     last = follow(tx, 4)[-1]
     assert not np.allclose(last["dense"]["kernel"], PARAMS["dense"]["kernel"])
     assert not np.allclose(last["dense"]["bias"], PARAMS["dense"]["bias"])
+
+
+def test_what_an_update_needs_is_given_or_refused_before_the_first_step():
+    for row in catalog.rows("optimizers"):
+        unmet = set(row.needs) - set(parts.SUPPLIED) - {"hessian_diag"}
+        try:
+            chains.parse(f"{row.name}+cosine")
+        except chains.ChainError as error:
+            assert unmet and f"{row.name} needs" in str(error)
+            assert all(need in str(error) for need in unmet)
+        else:
+            assert not unmet
+
+
+def test_the_remedy_for_an_argument_alone_is_the_lab_s_own_loop(monkeypatch):
+    def build(learning_rate, preconditioner, *, b1=0.9):
+        raise AssertionError("must not be built")
+
+    row = dataclasses.replace(catalog.get("sgd"), build=build)
+    monkeypatch.setattr(catalog, "rows", lambda room=None: (row,))
+    with pytest.raises(ValueError, match=r"^sgd needs the argument preconditioner, wh"):
+        parts.require_inputs(parts.Part("optimizers", "sgd", {}))
 
 
 def test_a_text_without_lengths_warms_up_for_5_and_decays_for_40_percent():
@@ -274,6 +297,15 @@ WRONG = {
     "muon:rest=adam+wsd": "did you mean 'adamw'",
     "muon:rest=none+wsd": "unknown optimizer 'none'",
     "muon:rest=muon+wsd": "cannot be the rest",
+    "muon:rest=sophia+wsd": "sophia needs hessian_diag at each update, which the traini"
+    "ng step does not give to a rest; build optlab.optimizers.sophia in Python and trai"
+    "n in a loop of your own",
+    "mkor+cosine": "mkor needs layer_stats at each update, which the training step does"
+    " not give; build optlab.optimizers.mkor in Python and train in a loop of your own,"
+    " where optlab.lab.capture makes layer_stats",
+    "kfac:every=2+cosine": "kfac needs layer_stats at each update",
+    "mkor_h:momentum=0.9+cosine": "not give, and the argument preconditioner, which tex"
+    "t cannot give; build optlab.optimizers.mkor_h",
     "muon:rest.beta1=1+wsd": "unknown key of adamw 'beta1'; did you mean 'b1'",
     "muon:nesterov=3+wsd": "true or false",
     "muon:scale=3+wsd": "a name is wanted",

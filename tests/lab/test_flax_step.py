@@ -13,7 +13,7 @@ from flax import linen, nnx
 from jax.sharding import AxisType, NamedSharding
 
 from optlab import optimizers, schedules
-from optlab.lab import flax_step
+from optlab.lab import flax_step, parts
 from tests.lab import toy
 
 
@@ -103,6 +103,21 @@ def test_extra_arguments_reach_the_transformation_through_nnx():
     check_seen(seen, scalars, key)
 
 
+def test_a_chain_may_count_on_what_the_step_gives():
+    given = {}
+
+    def update(updates, state, params=None, **extra):
+        given.update(extra)
+        return updates, state
+
+    tx = optax.GradientTransformationExtraArgs(
+        lambda params: optax.EmptyState(), update
+    )
+    model, optimizer = nnx_pair(tx)
+    take_step(model, optimizer, toy.draw(0, 0), jax.random.key(0))
+    assert set(given) == set(parts.SUPPLIED)
+
+
 def test_extra_arguments_reach_the_transformation_through_linen():
     state = linen_state(optax.chain(witness(), optax.sgd(0.1)))
     batch, key = toy.draw(0, 0), jax.random.key(7)
@@ -149,7 +164,8 @@ def test_a_line_search_gets_what_it_needs(axes):
             state = nnx.state((model, optimizer))
             nnx.update((model, optimizer), jax.device_put(state, whole))
             batch = jax.device_put(batch, divided)
-        losses = [take_step(model, optimizer, batch)["loss"] for _ in range(5)]
+        key = jax.random.key(0)
+        losses = [take_step(model, optimizer, batch, key)["loss"] for _ in range(5)]
     assert all(after < before for before, after in itertools.pairwise(losses))
 
 

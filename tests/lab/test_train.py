@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from optlab import lab, optimizers, schedules
-from optlab.lab import checkpoints, train, workloads
+from optlab.lab import chains, checkpoints, train, workloads
 from tests.lab import toy
 
 TX = optimizers.adamw(schedules.linear(0.1, total_steps=12))
@@ -149,6 +149,19 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(tmp_path, moment, undistu
     assert result.evaluations == undisturbed[0].evaluations
     steps = [row["step"] for row in log_of(tmp_path) if row["kind"] == "train"]
     assert steps == list(range(12))
+
+
+def test_keys_of_a_method_that_draws_go_on_where_they_were(tmp_path):
+    tx, _ = chains.parse("adahessian:every=2,learning_rate=0.02+cosine").build(6)
+    settings = {"tx": tx, "steps": 6}
+    whole, arrays = run(**settings)
+    assert whole.train_losses[-1] < whole.train_losses[0]
+    with pytest.raises(Interrupted):
+        run(interrupt_at(5), out=tmp_path, **settings)
+    again, same = run(out=tmp_path, **settings)
+    assert again.resumed_from == 4
+    assert again.train_losses == whole.train_losses
+    assert toy.same_bits(arrays, same)
 
 
 def test_rows_behind_the_checkpoint_and_half_a_line_are_cut(tmp_path, undisturbed):

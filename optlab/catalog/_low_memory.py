@@ -1,7 +1,7 @@
 """Rows of the optimizers that keep little state."""
 
 from optlab import kernels, optimizers
-from optlab.catalog._row import Paper, Row
+from optlab.catalog._row import Paper, Row, spread_on_mesh
 
 # What `optax.inject_hyperparams` must leave alone in all rows with a subspace.
 _STATIC = ("basis", "decay_order", "every", "mask", "rank", "rest", "views")
@@ -43,7 +43,8 @@ ROWS: tuple[Row, ...] = (
             "every": 10,
             "rest": optimizers.adamw(3e-4),
         },
-        static=(*_STATIC, "bias_correction", "side"),
+        static=(*_STATIC, "bias_correction", "side", "over"),
+        on_mesh=spread_on_mesh,
         exempt=_SINGULAR,
     ),
     Row(
@@ -65,7 +66,8 @@ ROWS: tuple[Row, ...] = (
             "every": 10,
             "rest": optimizers.adamw(3e-4),
         },
-        static=(*_STATIC, "residual", "side"),
+        static=(*_STATIC, "residual", "side", "over"),
+        on_mesh=spread_on_mesh,
         exempt=_SINGULAR,
     ),
     Row(
@@ -86,7 +88,8 @@ ROWS: tuple[Row, ...] = (
             "every": 10,
             "rest": optimizers.adamw(3e-4),
         },
-        static=(*_STATIC[1:], "granularity", "key"),
+        static=(*_STATIC[1:], "granularity", "key", "over"),
+        on_mesh=spread_on_mesh,
         exempt=_DRAWN,
     ),
     Row(
@@ -136,7 +139,8 @@ ROWS: tuple[Row, ...] = (
             "eps": 1e-3,
             "rest": optimizers.adamw(3e-4),
         },
-        static=(*_STATIC, "history"),
+        static=(*_STATIC, "history", "over"),
+        on_mesh=spread_on_mesh,
         exempt=_NATURAL,
     ),
     Row(

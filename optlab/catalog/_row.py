@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from optlab import sharding
+
 
 @dataclasses.dataclass(frozen=True)
 class Paper:
@@ -54,3 +56,8 @@ class Row:
     eval_params: Callable[..., Any] | None = None
     on_mesh: Callable[..., Mapping[str, Any]] | None = None
     exempt: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def spread_on_mesh(mesh: Any, axes: Any) -> Mapping[str, Any]:
+    """The arguments on a mesh of a method with a state for each matrix."""
+    return {"over": sharding.spread(mesh, axes)}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from optlab import kernels, optimizers, sharding
-from optlab.catalog._row import Paper, Row
+from optlab.catalog._row import Paper, Row, spread_on_mesh
 
 # Arguments of every method of this family that are no numbers to trace.
 _STATIC = (
@@ -158,10 +158,12 @@ ROWS = (
             "cautious",
             "key",
             "mask",
+            "over",
             "rank",
             "rest",
             "views",
         ),
+        on_mesh=spread_on_mesh,
     ),
     Row(
         "dion2",

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from optlab import trees
 from optlab.links import _arrays
@@ -74,12 +75,14 @@ def on_stacks(
       Written for this library.
     """
 
-    def stacked(tree: Any) -> tuple[Stacks, Callable[[Sequence[jax.Array]], Any]]:
-        return trees.tensor_stacks(who, tree, views, joined=joined, whole=over is None)
+    def stacked(tree: Any) -> tuple[Stacks, Callable[..., Any], list[Any]]:
+        return trees.stacks_with_places(
+            who, tree, views, joined=joined, whole=over is None
+        )
 
     def shapes(params: optax.Params) -> list[jax.ShapeDtypeStruct]:
         def stacks(params: optax.Params) -> Stacks:
-            found, _ = stacked(_arrays.widen(params))
+            found, *_ = stacked(_arrays.widen(params))
             if over is None:
                 return found
             return [jnp.zeros((over.rows(x), *x.shape[1:]), x.dtype) for x in found]
@@ -111,25 +114,36 @@ def on_stacks(
         count = jnp.asarray(optax.safe_increment(state.count))
         if not jax.tree.leaves(updates):
             return updates, state._replace(count=count)
-        stacks, restore = stacked(_arrays.widen(updates))
+        stacks, restore, places = stacked(_arrays.widen(updates))
+        places = list(map(jnp.asarray, places))
         if over is None:
-            places = [jnp.arange(len(x)) for x in stacks]
             changed, fields = update(stacks, state, places)
             fields = trees.gathered(tuple(fields))
         else:
-            places = over.kept([jnp.arange(over.rows(x)) for x in stacks])
+            places = list(map(_cut_like_rows, places, stacks))
 
-            def run(stacks: Stacks, kept: Any) -> tuple[Sequence[jax.Array], Any]:
-                state, places = kept
-                changed, fields = update(stacks, state, places)
-                return changed, (state_type(state.count, *fields), places)
+            def run(arrays: Stacks, state: Any) -> tuple[list[Any], Any]:
+                own, places = arrays[: len(stacks)], arrays[len(stacks) :]
+                changed, fields = update(own, state, places)
+                return [*changed, *(None for _ in own)], state_type(
+                    state.count, *fields
+                )
 
-            changed, (state, _) = over(run, stacks, (state, places))
-            fields = state[1:]
+            ranks = [*(x.ndim for x in stacks), *(None for _ in places)]
+            found, state = over(run, [*stacks, *places], state, ranks=ranks)
+            changed, fields = found[: len(stacks)], state[1:]
         out = jax.tree.map(lambda o, u: o.astype(u.dtype), restore(changed), updates)
         return out, state_type(count, *fields)
 
     return optax.GradientTransformationExtraArgs(first, step)
+
+
+def _cut_like_rows(place: jax.Array, stack: jax.Array) -> jax.Array:
+    sharding = jax.typeof(stack).sharding
+    rows = PartitionSpec(*sharding.spec[:1])
+    return (
+        jax.reshard(place, NamedSharding(sharding.mesh, rows)) if any(rows) else place
+    )
 
 
 def _refuse(who: str, params: optax.Params, views: Any, complaint: Complaint) -> None:

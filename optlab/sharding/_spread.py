@@ -115,9 +115,11 @@ class Spread:
     def where(self, x: jax.Array) -> NamedSharding:
         """Reads from its type where an array is."""
         sharding = jax.typeof(x).sharding
-        if sharding.mesh.empty and AxisType.Explicit in self.mesh.axis_types:
+        here = jax.sharding.get_abstract_mesh()
+        here = self.mesh.abstract_mesh if here.empty else here
+        if sharding.mesh.empty and AxisType.Explicit in here.axis_types:
             # Made without a mesh: all devices have it.
-            return NamedSharding(self.mesh.abstract_mesh, PartitionSpec())
+            return NamedSharding(here, PartitionSpec())
         if AxisType.Explicit not in sharding.mesh.axis_types:
             raise ValueError(
                 "spread: on a mesh with Auto axes nobody sees, while tracing, where an"

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from optlab import sharding
 from optlab.testing import _compare
 from optlab.testing._report import Broken, NotApplicable
 from optlab.testing._subject import Subject
@@ -41,6 +42,9 @@ def _require_same_on_mesh(subject: Subject, axis_type: AxisType) -> str:
     row = subject.row
     if row is not None and row.on_mesh is not None and subject.factory is not None:
         tx = subject.build(**row.on_mesh(mesh, AXIS))
+        # What moves matrices has to be told, on Auto axes, where they are.
+        where = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+        tx = sharding.placed(tx, where)
         step = subject.step_of(tx)
 
     def place(tree: Any) -> Any:

@@ -16,5 +16,6 @@ from optlab.trees._stacks import matrix_stacks as matrix_stacks
 from optlab.trees._stacks import stack_by_shape as stack_by_shape
 from optlab.trees._tensors import by_shape as by_shape
 from optlab.trees._tensors import gathered as gathered
+from optlab.trees._tensors import stacks_with_places as stacks_with_places
 from optlab.trees._tensors import tensor_stacks as tensor_stacks
 from optlab.trees._views import matrix_views as matrix_views

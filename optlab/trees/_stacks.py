@@ -1,10 +1,12 @@
 """Joins matrices of one shape, so that a kernel runs once for each shape."""
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optlab.trees import _matrices, _paths
 
@@ -33,13 +35,35 @@ def stack_by_shape(
       >>> [s.shape for s in stacks], [p.shape for p in unstack(stacks)]
       ([(5, 2, 3), (1, 5, 5)], [(1, 2, 3), (4, 2, 3), (1, 5, 5)])
     """
+    stacks, unstack, _ = with_places(arrays)
+    return stacks, unstack
+
+
+def with_places(
+    arrays: Sequence[jax.Array], joined: bool = True
+) -> tuple[list[jax.Array], Callable[..., list[jax.Array]], list[np.ndarray]]:
+    """Does as `stack_by_shape`, and tells the place of each row.
+
+    A place counts the matrices of one shape, in the order of `arrays`, wherever they
+    lie: it is the same on all meshes.
+    """
     groups: dict[Any, list[int]] = {}
+    counts: dict[Any, int] = collections.defaultdict(int)
+    places = []
     for index, x in enumerate(arrays):
         sharding = jax.typeof(x).sharding
-        alone = index if any(sharding.spec[:1]) else None
+        alone = index if any(sharding.spec[:1]) or not joined else None
         groups.setdefault((x.shape[1:], x.dtype, sharding, alone), []).append(index)
+        first = counts[x.shape[1:]]
+        counts[x.shape[1:]] += x.shape[0]
+        places.append(np.arange(first, counts[x.shape[1:]], dtype=np.int32))
     members = list(groups.values())
-    stacks = [jnp.concatenate([arrays[index] for index in group]) for group in members]
+    stacks = [
+        jnp.concatenate([arrays[index] for index in group])
+        if len(group) > 1
+        else arrays[group[0]]
+        for group in members
+    ]
     sizes = [x.shape[0] for x in arrays]
 
     def unstack(joined: Sequence[jax.Array]) -> list[jax.Array]:
@@ -52,7 +76,8 @@ def stack_by_shape(
                 start = stop
         return parts
 
-    return stacks, unstack
+    where = [np.concatenate([places[index] for index in group]) for group in members]
+    return stacks, unstack, where
 
 
 def leaf_views(who: str, tree: Any, views: Any) -> list[_matrices.MatrixView]:
@@ -130,6 +155,14 @@ def matrix_stacks(
       >>> [stack.shape for stack in stacks]
       [(3, 4, 8)]
     """
+    stacks, restore, _ = matrices_with_places(who, tree, views, resharding, joined)
+    return stacks, restore
+
+
+def matrices_with_places(
+    who: str, tree: Any, views: Any, resharding: bool, joined: bool
+) -> tuple[list[jax.Array], Callable[..., Any], list[np.ndarray]]:
+    """Does as `matrix_stacks`, and tells the place of each row, see `with_places`."""
     leaves, treedef = jax.tree.flatten(tree)
     found = leaf_views(who, tree, views)
     pieces, owners = [], []
@@ -139,7 +172,7 @@ def matrix_stacks(
                 _refuse_sharded(who, tree, index, matrices)
             pieces.append(matrices)
             owners.append(index)
-    stacks, unstack = stack_by_shape(pieces) if joined else (pieces, list)
+    stacks, unstack, places = with_places(pieces, joined)
 
     def restore(stacks: Sequence[jax.Array]) -> Any:
         parts: list[list[jax.Array]] = [[] for _ in leaves]
@@ -150,7 +183,7 @@ def matrix_stacks(
             for part, view, leaf in zip(parts, found, leaves, strict=True)
         )
 
-    return stacks, restore
+    return stacks, restore, places
 
 
 def _refuse_sharded(who: str, tree: Any, index: int, matrices: jax.Array) -> None:

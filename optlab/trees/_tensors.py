@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optlab.trees import _stacks
@@ -41,36 +42,69 @@ def tensor_stacks(
       >>> [stack.shape for stack in stacks]
       [(1, 4), (1, 3, 3, 2, 4)]
     """
+    stacks, restore, _ = stacks_with_places(
+        who, tree, views, joined=joined, whole=whole
+    )
+    return stacks, restore
+
+
+def stacks_with_places(
+    who: str, tree: Any, views: Any, *, joined: bool = True, whole: bool = True
+) -> tuple[list[jax.Array], Callable[[Sequence[jax.Array]], Any], list[np.ndarray]]:
+    """Does as `tensor_stacks`, and tells the place of each row.
+
+    Args:
+      who: As for `tensor_stacks`, and so are the others.
+      tree: Tree of arrays.
+      views: Views of the leaves.
+      joined: Whether stacks are joined.
+      whole: Whether stacks are whole.
+
+    Returns:
+      The stacks, the way back, and for each stack an array (k,), int32. It numbers the
+      matrices of one shape in the order of leaves, wherever they lie: what is drawn by
+      it is the same on all meshes.
+
+    Raises:
+      ValueError: As `tensor_stacks`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optlab import trees
+      >>> tree = {"a": jnp.ones(3), "b": jnp.ones(3), "c": jnp.ones(2)}
+      >>> trees.stacks_with_places("mine", tree, "axes")[2]
+      [array([0, 1], dtype=int32), array([0], dtype=int32)]
+    """
     if isinstance(views, str) and views != "axes":
         raise ValueError(f"{who}: views must be 'axes' or tell matrices, got {views!r}")
     near = gathered(tree) if whole else tree
     if views == "axes":
-        stacks, back = _stack_leaves(near, joined)
+        stacks, back, places = _stack_leaves(near, joined)
     else:
-        stacks, back = _stacks.matrix_stacks(
-            who, near, views, resharding=not whole, joined=joined
+        stacks, back, places = _stacks.matrices_with_places(
+            who, near, views, not whole, joined
         )
     if not whole:
-        return stacks, back
+        return stacks, back, places
 
     def restore(stacks: Sequence[jax.Array]) -> Any:
         return jax.tree.map(placed_like, back(stacks), tree)
 
-    return stacks, restore
+    return stacks, restore, places
 
 
 def _stack_leaves(
     tree: Any, joined: bool
-) -> tuple[list[jax.Array], Callable[..., Any]]:
+) -> tuple[list[jax.Array], Callable[..., Any], list[np.ndarray]]:
     leaves, treedef = jax.tree.flatten(tree)
     alone = [x.reshape(1, *(x.shape or (1,))) for x in leaves]
-    stacks, unstack = _stacks.stack_by_shape(alone) if joined else (alone, list)
+    stacks, unstack, places = _stacks.with_places(alone, joined)
 
     def back(stacks: Sequence[jax.Array]) -> Any:
         pieces = zip(unstack(stacks), leaves, strict=True)
         return treedef.unflatten(piece.reshape(x.shape) for piece, x in pieces)
 
-    return stacks, back
+    return stacks, back, places
 
 
 def gathered(tree: Any) -> Any:

@@ -68,6 +68,9 @@ def rademacher_like(key: jax.Array, params: Any) -> Any:
       >>> signs = estimators.rademacher_like(jax.random.key(0), jnp.ones(5))
       >>> print(signs * signs)
       [1. 1. 1. 1. 1.]
+
+    Source:
+      Written for this library: draws do not depend on the placement.
     """
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(key, max(len(leaves), 1))
@@ -148,6 +151,9 @@ def given_or_estimated_diagonal(
       >>> find = estimators.given_or_estimated_diagonal
       >>> find("adahessian", {"a": jnp.ones(1)}, None, given)
       {'a': Array([1.], dtype=float32)}
+
+    Source:
+      Written for this library.
     """
     given = extra_args.get("hessian_diag")
     if given is not None:

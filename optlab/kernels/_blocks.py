@@ -35,7 +35,7 @@ def split_blocks(x: jax.Array, block_size: int, order: int = 2) -> list[jax.Arra
 
     Source:
       Anil et al., "Scalable second order optimization for deep learning", 2020,
-      arXiv:2002.09018.
+      arXiv:2002.09018. Differs from the authors' code: small axes are not merged first.
     """
     sizes = _sizes(x.shape, block_size, order)
     blocks = []
@@ -62,7 +62,11 @@ def merge_blocks(
       block_size: As it was given to `split_blocks`.
 
     Returns:
-      Array of that shape.
+      Array of that shape, dtype of the blocks.
+
+    Raises:
+      ValueError: If block_size is no positive integer, or the number of blocks is not
+        that of `split_blocks`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -71,6 +75,9 @@ def merge_blocks(
       >>> blocks = kernels.split_blocks(x, 2)
       >>> bool((kernels.merge_blocks(blocks, x.shape, 2) == x).all())
       True
+
+    Source:
+      See `split_blocks`.
     """
     order = len(shape) - 1
     sizes = _sizes(shape, block_size, order)

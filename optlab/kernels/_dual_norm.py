@@ -39,8 +39,8 @@ def by_dual_norm(
 
     Source:
       J. Bernstein, L. Newhouse, "Old optimizer, new norm", 2024, arXiv:2409.20325.
-      Optax's `adaptive=True` sums <X, O> over all matrices of a stacked leaf; here each
-      matrix has its own.
+      Differs from Optax's `adaptive=True`, which sums <X, O> over all matrices of a
+      stacked leaf; here each matrix has its own.
     """
 
     def scaled(x: jax.Array) -> jax.Array:

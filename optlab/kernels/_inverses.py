@@ -35,7 +35,7 @@ def damped_inverse(
       ['0.375', '-0.125']
 
     Source:
-      Martens, Grosse, "K-FAC", 2015, section 6.
+      Martens, Grosse, "K-FAC", 2015, section 6. Differs: the floor of the damping.
     """
     if method not in INVERSE_METHODS:
         raise ValueError(

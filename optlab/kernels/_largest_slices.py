@@ -22,7 +22,8 @@ def largest_slices(
       fraction: Part of the slices, above 0 and at most 1.
 
     Returns:
-      A kernel (..., m, n) -> (..., m, n).
+      A kernel (..., m, n) -> (..., m, n) of any shape and dtype that `kernel` takes; an
+      empty array is returned as it came.
 
     Raises:
       ValueError: If fraction is out of range.
@@ -36,7 +37,8 @@ def largest_slices(
        [ 0.  0.  0.]]
 
     Source:
-      The selection of Dion2, see `optimizers.dion2`.
+      The selection of Dion2, see `optimizers.dion2`. Differs from its code: there
+      slices are those of a device's shard, here of the whole matrix.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"largest_slices: fraction must be in (0, 1], got {fraction}")

@@ -51,7 +51,8 @@ def inverse_root(
        [0.  0.5]]
 
     Source:
-      Gupta, Koren, Singer, "Shampoo", 2018, arXiv:1802.09568, for p = 4.
+      Gupta, Koren, Singer, "Shampoo", 2018, arXiv:1802.09568, for p = 4. Differs from
+      the code of its successors, which iterate: see `newton_inverse_root`.
     """
     y, largest = _scaled("inverse_root", x, p)
     if x.size == 0:

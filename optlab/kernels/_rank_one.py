@@ -31,8 +31,9 @@ def rank_one_inverse(
       rule: 'exact', 'code' or 'paper'.
 
     Returns:
-      Array, shape (..., n, n), dtype of inverse; symmetric if F is, and finite for v
-      from 1e-30 to 1e30. About 4 n^2 multiplications and additions ('code': 6 n^2).
+      Array, shape (..., n, n), dtype of inverse, computed in float32 or wider;
+      symmetric if F is. Finite for v from 1e-30 to 1e30 and entries of F up to 1e19.
+      About 4 n^2 multiplications and additions ('code': 6 n^2).
 
     Raises:
       ValueError: If the rule is unknown.

@@ -44,6 +44,9 @@ def scion_norms(params: Any) -> Any:
       ...           "head": {"kernel": jnp.ones((3, 9))}}
       >>> optimizers.scion_norms(params)["head"], optimizers.scion_norms(params)["up"]
       ({'kernel': 'sign'}, {'bias': 'rms', 'kernel': 'spectral'})
+
+    Source:
+      The roles of T. Pethick et al., see `scion`; that names tell them is our own rule.
     """
     labels = trees.labels(trees.matrix_views(params))
 

@@ -36,7 +36,9 @@ SHARED_FILES = {
         *("_low_memory", "_schedules", "_wrappers"),
     ),
     "controllers": ("_forecast", "_next_rate", "_stages"),
-    "sharding": ("_moves", "_spread", "_state", "_compiled_text", "_parameters"),
+    "sharding": (
+        *("_moves", "_spread", "_state", "_compiled_text", "_parameters", "_placed"),
+    ),
     "links": ("_arrays", "_rate"),
     "optimizers": (
         "_muon",

@@ -13,3 +13,4 @@ from optlab.sharding._state import Policy as Policy
 from optlab.sharding._state import explain_state as explain_state
 from optlab.sharding._state import init_sharded as init_sharded
 from optlab.sharding._state import state_shardings as state_shardings
+from optlab.sharding._stored import stored as stored

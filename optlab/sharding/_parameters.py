@@ -42,6 +42,18 @@ class Parameters(NamedTuple):
         """The names of the mesh axes with their sizes."""
         return {} if self.mesh is None else dict(self.mesh.shape)
 
+    def further(self, axis: str) -> "Parameters":
+        """Returns them as if each were cut over one more mesh axis, where it can be."""
+        sizes = self.axis_sizes
+        return self._replace(
+            by_path={
+                path: known._replace(
+                    cuts=cut_further(known.shape, known.cuts, axis, sizes)
+                )
+                for path, known in self.by_path.items()
+            }
+        )
+
     @property
     def devices(self) -> set[Any]:
         """All devices; an abstract mesh has none."""
@@ -54,6 +66,12 @@ class Parameters(NamedTuple):
         if self.mesh is None:
             return SingleDeviceSharding(self.device, memory_kind=memory_kind)
         return NamedSharding(self.mesh, spec_of(cuts), memory_kind=memory_kind)
+
+    def shardings(self, tree: Any) -> Any:
+        """Returns the shardings of the parameters as a tree like that of them."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: self.sharding(self.by_path[path].cuts), tree
+        )
 
 
 def cuts_of(spec: PartitionSpec, ndim: int) -> Cuts:
@@ -69,6 +87,25 @@ def spec_of(cuts: Cuts) -> PartitionSpec:
     while entries and entries[-1] is None:
         entries.pop()
     return PartitionSpec(*entries)
+
+
+def cut_further(
+    shape: tuple[int, ...], cuts: Cuts, axis: str, sizes: dict[str, int]
+) -> Cuts:
+    """Cuts an array over a mesh axis too, unless that cuts it already.
+
+    The first axis that divides is cut, and of those one that is whole if there is one:
+    cutting an axis twice makes smaller pieces of what is in pieces.
+    """
+    able = [
+        i
+        for i, (size, cut) in enumerate(zip(shape, cuts, strict=True))
+        if size % math.prod(sizes[name] for name in (*cut, axis)) == 0
+    ]
+    if not able or 0 in shape or any(axis in cut for cut in cuts):
+        return cuts
+    i = min(able, key=lambda i: bool(cuts[i]))
+    return (*cuts[:i], (*cuts[i], axis), *cuts[i + 1 :])
 
 
 def read(who: str, params: Any, shardings: Any = None) -> Parameters:

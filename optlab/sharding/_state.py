@@ -16,28 +16,23 @@ from optlab.sharding import _parameters
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """How a state departs from the placement of the parameters.
+    """How a state rests other than the placement of the parameters says.
 
     Scalars and random keys always stay as they are.
 
     Attributes:
-      data_axis: ZeRO-1: arrays not yet cut over this mesh axis are cut over it, on the
-        first axis that divides. One that no other mesh axis cuts goes first.
-      stack_axes: Stacks (k, m, n) of factors that belong to no single parameter, such
-        as those of SOAP, are cut over k: over as many of these mesh axes, from the
+      data_axis: ZeRO-1: the optimizer sees every parameter as if it were cut over this
+        mesh axis too, on the first axis that divides (a whole one goes first), and its
+        state is cut likewise. So are, at rest, arrays that belong to no parameter.
+      stack_axes: Stacks (k, m, n) that belong to no single parameter, such as the
+        factors of SOAP, rest cut over k: over as many of these mesh axes, from the
         first on, as divide it.
-      memory_kind: Memory of the arrays, such as 'pinned_host' to keep them on the host;
-        the step must then bring them to the device and back.
+      memory_kind: Memory in which arrays rest, such as 'pinned_host' for the host.
     """
 
     data_axis: str | None = None
     stack_axes: str | tuple[str, ...] = ()
     memory_kind: str | None = None
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """The mesh axes that it names."""
-        return (*self.stacks_over, *([self.data_axis] if self.data_axis else []))
 
     @property
     def stacks_over(self) -> tuple[str, ...]:
@@ -100,7 +95,7 @@ def state_shardings(
     Source:
       Written for this library. ZeRO-1: Rajbhandari et al. 2019, arXiv 1910.02054.
     """
-    return _plan("state_shardings", tx, params, param_shardings, policy).shardings()
+    return plan_of("state_shardings", tx, params, param_shardings, policy).shardings()
 
 
 def init_sharded(
@@ -143,7 +138,7 @@ def init_sharded(
     Source:
       Written for this library.
     """
-    plan = _plan("init_sharded", tx, params, param_shardings, policy)
+    plan = plan_of("init_sharded", tx, params, param_shardings, policy)
     known, shardings = plan.known, plan.shardings()
     if isinstance(known.mesh, AbstractMesh):
         raise ValueError(
@@ -164,11 +159,16 @@ def init_sharded(
 
     if known.mesh is None:
         return jax.jit(init, out_shardings=shardings)(params)
+    make: Any = init
+    # Inside, axes are of the type with which `init` could be traced.
+    if plan.typed and known.mesh.auto_axes:
+        specs = (jax.tree.map(lambda s: s.spec, known.shardings(params)),)
+        axes = known.mesh.axis_names
+        make = jax.sharding.explicit_axes(init, axes=axes, in_sharding=specs)
+    elif not plan.typed and known.mesh.explicit_axes:
+        make = jax.sharding.auto_axes(init, out_sharding=shardings)
     with jax.sharding.use_abstract_mesh(known.mesh.abstract_mesh):
-        if known.mesh.explicit_axes and not plan.typed:
-            automatic = jax.sharding.auto_axes(init, out_sharding=shardings)
-            return jax.jit(automatic, out_shardings=shardings)(params)
-        return jax.jit(init, out_shardings=shardings)(params)
+        return jax.jit(make, out_shardings=shardings)(params)
 
 
 def explain_state(
@@ -203,60 +203,75 @@ def explain_state(
     Source:
       Written for this library.
     """
-    plan = _plan("explain_state", tx, params, param_shardings, policy)
+    plan = plan_of("explain_state", tx, params, param_shardings, policy)
     return "\n".join(
         f"{trees.path_string(leaf.path)} {leaf.shape}"
-        f" {_parameters.spec_of(leaf.cuts)} {leaf.rule}"
+        f" {_parameters.spec_of(leaf.at_rest)} {leaf.rule}"
         for leaf in plan.leaves
     )
 
 
-class _Leaf(NamedTuple):
-    """Where one array of the state belongs, and which rule said so."""
+class Leaf(NamedTuple):
+    """One array of a state: how `update` wants it, how it rests, and why."""
 
     path: _parameters.Path
     shape: tuple[int, ...]
     cuts: _parameters.Cuts
     rule: str
+    at_rest: _parameters.Cuts
     memory_kind: str | None = None
 
 
-class _Plan(NamedTuple):
-    """All arrays of a state; `typed` if `init` could be traced with Explicit axes."""
+class Plan(NamedTuple):
+    """All arrays of a state.
+
+    Attributes:
+      known: The parameters.
+      seen: The parameters as the optimizer sees them.
+      treedef: Structure of the state.
+      leaves: Its arrays.
+      typed: Whether `init` could be traced with Explicit axes.
+    """
 
     known: _parameters.Parameters
+    seen: _parameters.Parameters
     treedef: Any
-    leaves: list[_Leaf]
+    leaves: list[Leaf]
     typed: bool
 
     def shardings(self) -> Any:
+        """Returns the tree of shardings at rest."""
         return jax.tree.unflatten(
             self.treedef,
-            [self.known.sharding(leaf.cuts, leaf.memory_kind) for leaf in self.leaves],
+            [self.known.sharding(x.at_rest, x.memory_kind) for x in self.leaves],
         )
 
 
-def _plan(
+def plan_of(
     who: str, tx: Any, params: Any, param_shardings: Any, policy: Policy | None
-) -> _Plan:
+) -> Plan:
+    """Places all arrays of a state; `who` is named by errors."""
     known = _parameters.read(who, params, param_shardings)
     policy = policy or Policy()
-    sizes = known.axis_sizes
-    missing = [axis for axis in policy.axes if axis not in sizes]
-    if missing:
-        raise ValueError(
-            f"{who}: the policy names the axes {missing}, but the mesh has"
-            f" {tuple(sizes)}"
-        )
-    state, typed = _traced(tx, params, known)
+    for axis in (*policy.stacks_over, policy.data_axis):
+        if axis is not None and axis not in known.axis_sizes:
+            raise ValueError(
+                f"{who}: the policy names the mesh axis {axis!r}, but the mesh has"
+                f" {tuple(known.axis_sizes)}"
+            )
+    seen = known
+    if policy.data_axis is not None:
+        seen = known.further(policy.data_axis)
+    state, typed = _traced(tx, params, seen)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
     found = []
     for path, x in leaves:
-        leaf = _by_rule(path, x, known)
+        cuts, rule = _by_rule(path, x, seen)
+        leaf = Leaf(path, x.shape, cuts, rule, at_rest=cuts)
         if x.ndim and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            leaf = _by_policy(leaf, policy, sizes)
+            leaf = _by_policy(leaf, policy, known.axis_sizes)
         found.append(leaf)
-    return _Plan(known, treedef, found, typed)
+    return Plan(known, seen, treedef, found, typed)
 
 
 def _traced(tx: Any, params: Any, known: _parameters.Parameters) -> tuple[Any, bool]:
@@ -271,33 +286,32 @@ def _traced(tx: Any, params: Any, known: _parameters.Parameters) -> tuple[Any, b
         twin = AbstractMesh(
             known.mesh.axis_sizes, names, axis_types=(AxisType.Explicit,) * len(names)
         )
-        typed = jax.tree_util.tree_map_with_path(
-            lambda path, x: abstract(
-                x, known._replace(mesh=twin).sharding(known.by_path[path].cuts)
-            ),
-            params,
-        )
+        where = known._replace(mesh=twin).shardings(params)
         # What an init raises on axes that it does not know can be anything.
         with contextlib.suppress(Exception), jax.sharding.use_abstract_mesh(twin):
-            return jax.eval_shape(tx.init, typed), True
+            return jax.eval_shape(tx.init, jax.tree.map(abstract, params, where)), True
     return jax.eval_shape(tx.init, jax.tree.map(abstract, params)), False
 
 
-def _by_rule(path: _parameters.Path, x: Any, known: _parameters.Parameters) -> _Leaf:
+def _by_rule(
+    path: _parameters.Path, x: Any, known: _parameters.Parameters
+) -> tuple[_parameters.Cuts, str]:
     """Places one array by its type, or else by the parameter at the end of its path."""
-    typed = () if x.sharding is None else _parameters.cuts_of(x.sharding.spec, x.ndim)
-    if any(typed):
-        return _Leaf(path, x.shape, typed, "type")
+    cuts: _parameters.Cuts = ((),) * x.ndim
+    if x.sharding is not None:
+        cuts = _parameters.cuts_of(x.sharding.spec, x.ndim)
+    if any(cuts):
+        return cuts, "type"
     for start in range(len(path) + 1):
         suffix = path[start:]
         if suffix in known.by_path:
-            _, shape, cuts = known.by_path[suffix]
-            found = _like(x.shape, shape, cuts)
+            _, shape, param_cuts = known.by_path[suffix]
+            found = _like(x.shape, shape, param_cuts)
             # A bare number is also how methods call their stacks of matrices.
             number = all(isinstance(k, jax.tree_util.SequenceKey) for k in suffix)
             if found and not (number and len(shape) != x.ndim):
-                return _Leaf(path, x.shape, *found)
-    return _Leaf(path, x.shape, ((),) * x.ndim, "whole")
+                return found
+    return cuts, "whole"
 
 
 def _like(
@@ -324,26 +338,18 @@ def _like(
     return None
 
 
-def _by_policy(leaf: _Leaf, policy: Policy, sizes: dict[str, int]) -> _Leaf:
-    """Cuts an array further, and says in which memory it is."""
-
-    def parts(axes: tuple[str, ...]) -> int:
-        return math.prod(sizes[axis] for axis in axes)
-
+def _by_policy(leaf: Leaf, policy: Policy, sizes: dict[str, int]) -> Leaf:
+    """Cuts an array that belongs to no parameter, and says in which memory it rests."""
     cuts, rule = leaf.cuts, leaf.rule
-    if rule == "whole" and len(leaf.shape) >= 3:
-        for count in range(len(policy.stacks_over), 0, -1):
-            over = policy.stacks_over[:count]
-            if leaf.shape[0] and leaf.shape[0] % parts(over) == 0:
-                cuts, rule = (over, *cuts[1:]), f"{rule}, stack over {', '.join(over)}"
-                break
-    data = policy.data_axis
-    if data is not None and not any(data in cut for cut in cuts):
-        sized = zip(leaf.shape, cuts, strict=True)
-        shares = [size // parts(cut) for size, cut in sized]
-        able = [i for i, n in enumerate(shares) if n and n % sizes[data] == 0]
-        if able:
-            axis = min(able, key=lambda i: bool(cuts[i]))
-            cuts = (*cuts[:axis], (*cuts[axis], data), *cuts[axis + 1 :])
-            rule = f"{rule}, axis {axis} over {data}"
-    return leaf._replace(cuts=cuts, rule=rule, memory_kind=policy.memory_kind)
+    if leaf.rule == "whole":
+        if len(leaf.shape) >= 3 and leaf.shape[0]:
+            for count in range(len(policy.stacks_over), 0, -1):
+                over = policy.stacks_over[:count]
+                if leaf.shape[0] % math.prod(sizes[axis] for axis in over) == 0:
+                    cuts, rule = (over, *cuts[1:]), f"{rule}, stack"
+                    break
+        if policy.data_axis is not None:
+            before = cuts
+            cuts = _parameters.cut_further(leaf.shape, cuts, policy.data_axis, sizes)
+            rule = rule if cuts == before else f"{rule}, data"
+    return leaf._replace(at_rest=cuts, rule=rule, memory_kind=policy.memory_kind)

@@ -10,5 +10,6 @@ from optlab.links._descend import descend as descend
 from optlab.links._rate import ScaleByLearningRateState as ScaleByLearningRateState
 from optlab.links._rate import scale_by_learning_rate as scale_by_learning_rate
 from optlab.links._rest import matrices_and_rest as matrices_and_rest
+from optlab.links._stacks import on_each as on_each
 from optlab.links._stacks import on_stacks as on_stacks
 from optlab.links._still import hold_still as hold_still

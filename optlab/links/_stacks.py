@@ -138,6 +138,34 @@ def on_stacks(
     return optax.GradientTransformationExtraArgs(first, step)
 
 
+def on_each(
+    kernel: Callable[[jax.Array], jax.Array], stacks: Stacks
+) -> list[jax.Array]:
+    """Applies a kernel to each stack; one for a mesh is given all of them at once.
+
+    Args:
+      kernel: Maps (k, m, n) to (k, m, n), or what `sharding.over_axis` made of such
+        a kernel. It never sees a stack without entries.
+      stacks: Arrays of shape (k, m, n).
+
+    Returns:
+      The results.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optlab import links
+      >>> links.on_each(jnp.negative, [jnp.ones((1, 1, 1)), jnp.ones((0, 2, 2))])[0]
+      Array([[[-1.]]], dtype=float32)
+
+    Source:
+      Written for this library.
+    """
+    full = [x for x in stacks if x.size]
+    each = getattr(kernel, "each", lambda stacks: map(kernel, stacks))
+    results = iter(each(full))
+    return [next(results) if x.size else x for x in stacks]
+
+
 def _cut_like_rows(place: jax.Array, stack: jax.Array) -> jax.Array:
     sharding = jax.typeof(stack).sharding
     rows = PartitionSpec(*sharding.spec[:1])

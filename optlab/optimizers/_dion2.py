@@ -105,7 +105,7 @@ def scale_by_dion2(
             views,
             resharding=getattr(orthogonalize, "reshards", False),
         )
-        polar = [kernel(x) for x in stacks]
+        polar = links.on_each(kernel, stacks)
         direction = restore([_scaled(o) for o in polar])
         # Factors are sent back, not faded matrices: the momentum stays where it lies.
         fade = restore([_fade(o, b1) for o in polar])

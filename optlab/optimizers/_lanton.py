@@ -198,7 +198,7 @@ def _nuclear_norms(tree: Any, measure: _muon.Kernel, views: Any) -> Any:
         views,
         resharding=getattr(measure, "reshards", False),
     )
-    polar = restore([measure(x) if x.size else x for x in stacks])
+    polar = restore(links.on_each(measure, stacks))
     return _sum_of_each_matrix(jax.tree.map(jnp.multiply, tree, polar), views)
 
 

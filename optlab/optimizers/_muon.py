@@ -160,8 +160,8 @@ def scale_by_muon(
         )
         polar = restore(
             [
-                orthogonalize(x) * factor((x.shape[1], x.shape[2])) if x.size else x
-                for x in stacks
+                o * factor((o.shape[1], o.shape[2])) if o.size else o
+                for o in links.on_each(orthogonalize, stacks)
             ]
         )
         if by_window:

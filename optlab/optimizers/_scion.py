@@ -167,7 +167,7 @@ def scale_by_scion(
             found,
             resharding=getattr(orthogonalize, "reshards", False),
         )
-        polar = restore([_spectral(x, orthogonalize) for x in stacks])
+        polar = restore(list(map(_spectral, links.on_each(orthogonalize, stacks))))
 
         def end(name: str, m: jax.Array, o: Any, u: jax.Array) -> jax.Array:
             end = o if name == "spectral" else _ENDS[name](m)
@@ -182,8 +182,8 @@ def scale_by_scion(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _spectral(x: jax.Array, orthogonalize: Callable) -> jax.Array:
-    return orthogonalize(x) * (x.shape[2] / x.shape[1]) ** 0.5 if x.size else x
+def _spectral(o: jax.Array) -> jax.Array:
+    return o * (o.shape[2] / o.shape[1]) ** 0.5 if o.size else o
 
 
 def _checked(tree: Any, norms: Any) -> Any:

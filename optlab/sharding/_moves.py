@@ -27,8 +27,10 @@ def spec_of(names: tuple[Names, ...]) -> PartitionSpec:
 class Moves:
     """From the block of a stack that a device holds to whole rows of it, and back.
 
-    All rows go to the devices in the order of `axes`, a run of them to each. Methods
-    are called inside `jax.shard_map`.
+    Rows go to the devices in the order of `axes`: a run of them to each, the last ones
+    get the padding; or, with `first`, as many to all, and what is left one by one to
+    the devices from that one on, so that the rests of several stacks can be kept apart.
+    Methods are called inside `jax.shard_map`.
 
     Attributes:
       mesh: The mesh.
@@ -37,6 +39,8 @@ class Moves:
       place: Mesh axes that cut each axis of the stack; those of the first begin
         `axes`, the others are among them.
       wire_dtype: Dtype of what is sent, None for the array's own.
+      first: Device, along the axes that do not cut the rows, that gets the first of
+        the rows that are left; None for runs.
     """
 
     mesh: Mesh
@@ -44,6 +48,7 @@ class Moves:
     multiple: int
     place: tuple[Names, ...]
     wire_dtype: str | None
+    first: int | None = None
 
     def size(self, names: Names) -> int:
         """Returns the number of devices along mesh axes."""
@@ -79,6 +84,7 @@ class Moves:
         # Padding with zeros is safe: functions of stacks map zero to zero.
         block = jnp.pad(block, ((0, short), *((0, 0) for _ in sizes)))
         share = (length + short) // self.size(self.left)
+        block = self._dealt(block, length)
         block = block.reshape(*map(self._along, self.left), share, *sizes)
         for index, name in reversed(list(enumerate(self.left))):
             if name in self.free:
@@ -120,7 +126,41 @@ class Moves:
         block = block.reshape(*map(self._along, given), share, *sizes)
         order = [given.index(name) for name in self.left]
         rest = range(len(given), block.ndim)
-        return block.transpose(*order, *rest).reshape(-1, *sizes)[:length]
+        block = block.transpose(*order, *rest).reshape(-1, *sizes)
+        return self._collected(block, length)
+
+    def has_rest(self, length: int) -> jax.Array | None:
+        """Tells whether this device has one of the rows that are left.
+
+        None stands for a stack of which none are left, or that is dealt in runs.
+        """
+        devices = self.size(self.left)
+        if self.first is None or not length % devices:
+            return None
+        here = jax.lax.axis_index(self.left) - self.first
+        return here % devices < length % devices
+
+    def _dealt(self, block: jax.Array, length: int) -> jax.Array:
+        """Orders padded rows by the device that gets them."""
+        devices = self.size(self.left)
+        each, rest = divmod(length, devices)
+        if self.first is None or not rest:
+            return block
+        full, last = block[: each * devices], block[each * devices :]
+        full = full.reshape(devices, each, *block.shape[1:])
+        last = jnp.roll(last, self.first, axis=0)[:, None]
+        return jnp.concatenate([full, last], axis=1).reshape(block.shape)
+
+    def _collected(self, block: jax.Array, length: int) -> jax.Array:
+        """Undoes `_dealt` and cuts the padding off."""
+        devices = self.size(self.left)
+        each, rest = divmod(length, devices)
+        if self.first is None or not rest:
+            return block[:length]
+        dealt = block.reshape(devices, each + 1, *block.shape[1:])
+        full = dealt[:, :each].reshape(-1, *block.shape[1:])
+        last = jnp.roll(dealt[:, each], -self.first, axis=0)
+        return jnp.concatenate([full, last])[:length]
 
     @property
     def _order(self) -> tuple[int, ...]:

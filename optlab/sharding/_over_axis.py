@@ -31,6 +31,8 @@ class OverAxis:
             raise ValueError(
                 f"over_axis: needs a stack (k, m, n) or a matrix (m, n), got {x.shape}"
             )
+        if not others and not settings:
+            return self.each([x])[0]
         stacked = [jnp.ndim(y) > 0 and len(y) == len(x) for y in others]
         arrays = [x, *(y for y, also in zip(others, stacked, strict=True) if also)]
 
@@ -40,7 +42,7 @@ class OverAxis:
             own = (next(rest) if also else y for y, also in given)
             return self.kernel(arrays[0], *own, **settings)
 
-        if AxisType.Auto in self.over.mesh.axis_types and not _seen(x):
+        if self._hides(x):
             return self._unseen(kernel, arrays)
         shapes = [jax.ShapeDtypeStruct(y.shape, y.dtype) for y in arrays]
         ranks = jax.tree.map(lambda y: y.ndim, jax.eval_shape(kernel, *shapes))
@@ -51,11 +53,22 @@ class OverAxis:
         )
         return found[0]
 
+    def each(self, stacks: list[jax.Array]) -> list[jax.Array]:
+        """Applies the kernel to stacks (k, m, n), dealt so that none work in vain."""
+        if any(map(self._hides, stacks)):
+            return [self._unseen(self.kernel, [x]) for x in stacks]
+        return self.over.each(self.kernel, stacks)
+
     def around(
         self, wrap: Callable[[Callable], Callable[[jax.Array], jax.Array]]
     ) -> "OverAxis":
         """Returns the same, with what runs on each device wrapped by a function."""
         return dataclasses.replace(self, kernel=wrap(self.kernel))
+
+    def _hides(self, x: jax.Array) -> bool:
+        """Tells whether nobody sees, while tracing, where an array is."""
+        seen = AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
+        return AxisType.Auto in self.over.mesh.axis_types and not seen
 
     def _unseen(self, kernel: Callable[..., Any], arrays: list[jax.Array]) -> Any:
         """Only the compiler knows where the arrays are: it moves them its own way."""
@@ -67,10 +80,6 @@ class OverAxis:
         )
         padded = [jnp.pad(x, ((0, short), *((0, 0),) * (x.ndim - 1))) for x in arrays]
         return jax.tree.map(lambda y: y[:count], run(*padded))
-
-
-def _seen(x: jax.Array) -> bool:
-    return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
 
 
 def over_axis(

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from optlab.sharding._moves import Moves, names_of, spec_of
@@ -74,8 +75,62 @@ class Spread:
         Raises:
           ValueError: If a stack lies on another mesh, or where cannot be seen.
         """
+        firsts = [None] * len(stacks)
+        return self._run(
+            lambda stacks, kept, _: function(stacks, kept), stacks, kept, ranks, firsts
+        )
+
+    def each(
+        self, kernel: Callable[[jax.Array], jax.Array], stacks: Sequence[jax.Array]
+    ) -> list[jax.Array]:
+        """Applies a kernel to every stack, and lets no device work on padding.
+
+        What is left when all devices have as many matrices of a stack is dealt so that
+        the devices with one of this stack have, as far as can be, none of the next.
+
+        Args:
+          kernel: Maps (k, m, n) to (k, m, n) and zero to zero.
+          stacks: Arrays of shape (k, m, n), sharded in any way.
+
+        Returns:
+          The results, placed like the stacks.
+
+        Raises:
+          ValueError: As calling does.
+        """
+
+        def run(stacks: list[jax.Array], kept: Any, rests: list[Any]) -> Any:
+            return [
+                _but_padding(kernel, *pair) for pair in zip(stacks, rests, strict=True)
+            ], kept
+
+        return self._run(run, stacks, (), None, self._apart(stacks))[0]
+
+    def _apart(self, stacks: Sequence[jax.Array]) -> list[int]:
+        """Chooses, for the rest of each stack, the first of the devices that get it."""
+        devices = math.prod(self.mesh.shape[axis] for axis in self.axes)
+        loads, firsts = np.zeros(devices), [0] * len(stacks)
+        costs = [x.shape[-2] * x.shape[-1] * min(x.shape[-2:]) for x in stacks]
+        for i in sorted(range(len(stacks)), key=lambda i: -costs[i]):
+            runs = [
+                (first + np.arange(len(stacks[i]) % devices)) % devices
+                for first in range(devices)
+            ]
+            firsts[i] = min(range(devices), key=lambda first: loads[runs[first]].sum())
+            loads[runs[firsts[i]]] += costs[i]
+        return firsts
+
+    def _run(
+        self,
+        function: Callable[..., Any],
+        stacks: Sequence[jax.Array],
+        kept: Any,
+        ranks: Sequence[Any] | None,
+        firsts: Sequence[int | None],
+    ) -> tuple[list[Any], Any]:
+        """Does as calling; the function is also told where the last row is padding."""
         given = list(map(self.where, stacks))
-        moves = list(map(self._moves, stacks, given))
+        moves = list(map(self._moves, stacks, given, firsts))
         ins = [spec_of(move.place) for move in moves]
         ranks = [x.ndim for x in stacks] if ranks is None else list(ranks)
         outs = [
@@ -88,7 +143,10 @@ class Spread:
 
         def local(blocks: list[jax.Array], kept: Any) -> tuple[list[Any], Any]:
             whole = [move.there(x) for move, x in zip(moves, blocks, strict=True)]
-            found, kept = function(whole, kept)
+            rests = [
+                move.has_rest(len(x)) for move, x in zip(moves, blocks, strict=True)
+            ]
+            found, kept = function(whole, kept, rests)
             back = [
                 jax.tree.map(functools.partial(move.back, length=x.shape[0]), own)
                 for own, move, x in zip(found, moves, blocks, strict=True)
@@ -133,13 +191,26 @@ class Spread:
             )
         return sharding
 
-    def _moves(self, x: jax.Array, sharding: NamedSharding) -> Moves:
+    def _moves(
+        self, x: jax.Array, sharding: NamedSharding, first: int | None = None
+    ) -> Moves:
         rows, *others = names_of(sharding.spec, x.ndim)
         # What cannot be moved in one step is made whole first: rows in another order,
         # and axes that are not spread over.
         rows = rows if rows == self.axes[: len(rows)] else ()
         kept = [tuple(a for a in own if a in self.axes) for own in others]
-        return Moves(self.mesh, self.axes, self.pad, (rows, *kept), self.wire_dtype)
+        place = (rows, *kept)
+        return Moves(self.mesh, self.axes, self.pad, place, self.wire_dtype, first)
+
+
+def _but_padding(
+    kernel: Callable[[jax.Array], jax.Array], x: jax.Array, rest: jax.Array | None
+) -> jax.Array:
+    """Applies a kernel to rows, to the last of them if it is no padding."""
+    if rest is None:
+        return kernel(x)
+    last = jax.lax.cond(rest, kernel, jnp.zeros_like, x[-1:])
+    return jnp.concatenate([kernel(x[:-1]), last]) if len(x) > 1 else last
 
 
 def _moved(x: jax.Array, at: PartitionSpec, to: PartitionSpec) -> jax.Array:

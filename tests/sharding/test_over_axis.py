@@ -167,3 +167,39 @@ def test_wrapping_twice_with_the_same_arguments_gives_equal_kernels():
     assert one == two
     assert hash(one) == hash(two)
     assert one.reshards
+
+
+@pytest.mark.parametrize("cut", [(None, "x", None), (None, None, None)], ids=str)
+def test_no_device_works_on_padding_and_rests_are_kept_apart(cut):
+    where, seen = mesh("explicit"), []
+
+    def kernel(x):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
+        return 2 * x
+
+    counts, shapes = (3, 4, 10), ((8, 16), (16, 8), (8, 8))
+    stacks = [
+        jax.device_put(stack(k, shape), NamedSharding(where, P(*cut)))
+        for k, shape in zip(counts, shapes, strict=True)
+    ]
+    with jax.set_mesh(where):
+        got = jax.jit(sharding.over_axis(kernel, where, "x").each)(stacks)
+        jax.effects_barrier()
+    for x, y in zip(stacks, got, strict=True):
+        np.testing.assert_array_equal(y, 2 * np.asarray(x))
+        assert y.sharding == x.sharding
+    # Each matrix once, and never one of zeros.
+    assert sum(len(x) for x in seen) == sum(counts)
+    assert all(np.any(x, axis=(1, 2)).all() for x in seen)
+
+
+def test_the_rests_of_short_stacks_go_to_different_devices():
+    over = sharding.spread(mesh("explicit"), "x")
+    firsts = over._apart(
+        [jnp.ones((3, 8, 8)), jnp.ones((3, 8, 9)), jnp.ones((2, 4, 4))]
+    )
+    taken = [
+        {(first + i) % 8 for i in range(count)}
+        for first, count in zip(firsts, (3, 3, 2), strict=True)
+    ]
+    assert sum(map(len, taken)) == len(set.union(*taken)) == 8

@@ -138,12 +138,7 @@ def scale_by_frugal(
     who = "scale_by_frugal"
     _subspace.require_known(who, "projection", projection, PROJECTIONS)
     _subspace.require_known(who, "state_free", state_free, STATE_FREE)
-    known = _subspace.SIDES if projection in DIRECTIONS else _subspace.SIDES[:-1]
-    _subspace.require_known(who, "side", side, known)
-    _subspace.require_known(who, "order", order, _frugal_parts.ORDERS)
     _subspace.require_positive(who, every=every)
-    if not 0 <= density <= 1:
-        raise ValueError(f"{who}: density must be from 0 to 1, got {density!r}")
     if projection == "tensors" and not reset:
         raise ValueError(
             f"{who}: reset=False would leave the moments of one matrix to another; with"
@@ -210,7 +205,12 @@ def _parts(
     side: str,
     order: str,
 ) -> Any:
-    """Makes what chooses the parts."""
+    """Makes what chooses the parts, or refuses its arguments."""
+    known = _subspace.SIDES if projection in DIRECTIONS else _subspace.SIDES[:-1]
+    _subspace.require_known(who, "side", side, known)
+    _subspace.require_known(who, "order", order, _frugal_parts.ORDERS)
+    if not 0 <= density <= 1:
+        raise ValueError(f"{who}: density must be from 0 to 1, got {density!r}")
     if projection == "tensors":
         return _frugal_parts.Tensors(who, density, order, choose)
     if projection in LINES:

@@ -182,7 +182,7 @@ class Tensors:
             return jnp.asarray(window, jnp.int32)
         norms = [jnp.sqrt(jnp.sum(x * x, axis=(1, 2))) for x in stacks if x.size]
         lines = jnp.concatenate(norms)[None, :, None]
-        return self.choose(key, lines, len(old))[0]
+        return self.choose(key, lines, len(old))[0].astype(jnp.int32)
 
     def _offsets(self, stacks: list[Any], chosen: jax.Array) -> tuple[jax.Array, int]:
         """Returns where each matrix begins, behind the buffer if it is not chosen."""

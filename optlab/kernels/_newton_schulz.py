@@ -13,6 +13,7 @@ from optlab.kernels._polar_coefficients import PRESCALES, PolarTable, Row
 from optlab.kernels._polar_plan import PolarPlan
 
 BATCHINGS = ("auto", "stack", "loop")
+Along = tuple[int, tuple[str, ...]]
 
 
 def newton_schulz(
@@ -29,6 +30,7 @@ def newton_schulz(
     prescale: str | None = None,
     eps: float | jax.Array = 0.0,
     batching: str = "auto",
+    along: Along | None = None,
 ) -> jax.Array:
     """Replaces the singular values of a matrix by values near 1.
 
@@ -79,6 +81,9 @@ def newton_schulz(
         one after the other and writes it into the stack's own memory, which must not
         be sharded along its leading axes. 'auto' is 'loop' where the only device is a
         CPU, which one matrix keeps busy, and 'stack' elsewhere.
+      along: Inside `jax.shard_map`, where x is a part of matrices whose longer side is
+        cut: that side, -1 for columns or -2 for rows, and the mesh axes that cut it.
+        Gram matrices and norms are then summed over them, see `sharding.along_axis`.
 
     Returns:
       Array, shape (..., m, n), dtype of x.
@@ -116,7 +121,7 @@ def newton_schulz(
     if prescale not in PRESCALES:
         raise ValueError(f"newton_schulz: prescale {prescale!r} is not in {PRESCALES}")
     plan = _polar_plan.polar_plan(
-        x.shape,
+        _whole_shape(x, along),
         table,
         form=form,
         dtype=x.dtype,
@@ -129,10 +134,12 @@ def newton_schulz(
     if x.size == 0:
         return x
     lead, matrix = x.shape[:-2], x.shape[-2:]
-    one = _polar(plan, table, prescale)
+    one = _polar(plan, table, prescale, along)
     if math.prod(lead) == 1:
         # A batched product of batch one costs time and memory.
         return one(x.reshape(matrix), eps).reshape(x.shape)
+    if batching == "auto" and along:
+        batching = "stack"  # one sum over the mesh for all matrices
     if batching == "auto":
         alone = jax.default_backend() == "cpu" and jax.device_count() == 1
         whole = not any(jax.typeof(x).sharding.spec)
@@ -141,14 +148,16 @@ def newton_schulz(
         return one(x, eps)
     each = jnp.broadcast_to(jnp.asarray(eps, plan.state_dtype), (*lead, 1, 1))
     stack = x.reshape(-1, *matrix), each.reshape(-1, 1, 1)
-    body = _in_place(plan, table, prescale)
+    body = _in_place(plan, table, prescale, along)
     return jax.lax.fori_loop(0, math.prod(lead), body, stack)[0].reshape(x.shape)
 
 
 @functools.cache  # one function for one computation: without jit it is compiled once
-def _in_place(plan: PolarPlan, table: PolarTable, prescale: str) -> Callable:
+def _in_place(
+    plan: PolarPlan, table: PolarTable, prescale: str, along: Along | None
+) -> Callable:
     """Returns the step of a loop that replaces matrix i of a stack."""
-    one = _polar(plan, table, prescale)
+    one = _polar(plan, table, prescale, along)
 
     def body(i, carry):
         stack, eps = carry
@@ -157,12 +166,32 @@ def _in_place(plan: PolarPlan, table: PolarTable, prescale: str) -> Callable:
     return body
 
 
-def _polar(plan: PolarPlan, table: PolarTable, prescale: str) -> Callable:
+def _whole_shape(x: jax.Array, along: Along | None) -> tuple[int, ...]:
+    """Returns the shape of the matrices of which x is a part."""
+    shape = list(x.shape)
+    if along is None:
+        return tuple(shape)
+    side, names = along
+    if side not in (-1, -2):
+        raise ValueError(f"newton_schulz: along cuts side -1 or -2, got {side}")
+    shape[side] *= jax.lax.axis_size(names)
+    if shape[side] < shape[-3 - side]:
+        raise ValueError(
+            f"newton_schulz: along must cut the longer side of matrices of shape"
+            f" {tuple(shape[-2:])}, got side {side}"
+        )
+    return tuple(shape)
+
+
+def _polar(
+    plan: PolarPlan, table: PolarTable, prescale: str, along: Along | None = None
+) -> Callable:
     """Returns (x, eps) -> the result, for one matrix or for a stack."""
     iterate = _gram if plan.form == "gram" else _standard
 
     def one(x, eps):
-        products = _Products(plan, x.shape[-2] > x.shape[-1])
+        tall = along[0] == -2 if along else x.shape[-2] > x.shape[-1]
+        products = _Products(plan, tall, along[1] if along else ())
         wide = x.astype(plan.state_dtype)
         start = _prescaled(wide, table, prescale, eps, products)
         return iterate(*start, table, products).astype(x.dtype)
@@ -172,14 +201,23 @@ def _polar(plan: PolarPlan, table: PolarTable, prescale: str) -> Callable:
 
 @dataclasses.dataclass(frozen=True)
 class _Products:
-    """The products of a plan, for a wide X or a tall one."""
+    """The products of a plan, for a wide X or a tall one, cut along mesh axes."""
 
     plan: PolarPlan
     tall: bool
+    names: tuple[str, ...] = ()
 
     def gram(self, y: jax.Array) -> jax.Array:
         indices = ("ki", "kj") if self.tall else ("ik", "jk")
-        return self._symmetric(indices, y, y, self.plan.operand_dtype)
+        return self.total(self._symmetric(indices, y, y, self.plan.operand_dtype))
+
+    def total(self, part: jax.Array) -> jax.Array:
+        """Completes a sum over the longer side."""
+        return jax.lax.psum(part, self.names) if self.names else part
+
+    def largest(self, part: jax.Array) -> jax.Array:
+        """Completes a maximum."""
+        return jax.lax.pmax(part, self.names) if self.names else part
 
     def apply(self, q: jax.Array, y: jax.Array) -> jax.Array:
         left, right = (y, q) if self.tall else (q, y)
@@ -262,7 +300,7 @@ def _prescaled(x, table, prescale, eps, products):
     Returns the scaled matrix, its Gram matrix and that one's square, None for those
     which the scale did not need.
     """
-    largest = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True)
+    largest = products.largest(jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True))
     largest = jnp.where(largest == 0, 1.0, largest)  # zero stays zero, not 0 / 0
     y = x / largest
     eps = eps / largest
@@ -275,7 +313,8 @@ def _prescaled(x, table, prescale, eps, products):
         return jnp.sqrt(jnp.sum(a * a, axis=(-2, -1), keepdims=True))
 
     if prescale == "frobenius":
-        return y / safe(length(y)), None, None
+        squares = jnp.sum(y * y, axis=(-2, -1), keepdims=True)
+        return y / safe(jnp.sqrt(products.total(squares))), None, None
     g = products.gram(y)
     if prescale == "aol":
         row = safe(jnp.sqrt(jnp.sum(jnp.abs(g), axis=-1, keepdims=True)))

@@ -1,5 +1,7 @@
 """(Thing, mesh) -> the same thing, placed."""
 
+from optlab.sharding._along_axis import AlongAxis as AlongAxis
+from optlab.sharding._along_axis import along_axis as along_axis
 from optlab.sharding._collectives import Collectives as Collectives
 from optlab.sharding._collectives import assert_collectives as assert_collectives
 from optlab.sharding._collectives import collectives as collectives

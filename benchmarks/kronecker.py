@@ -23,6 +23,13 @@ import optax
 from optlab import catalog, kernels, optimizers, testing, trees
 
 EVERY = 10
+
+
+def every_tenth(count: jax.Array) -> jax.Array:
+    """Refreshes with certainty at every tenth step and never between."""
+    return jnp.where(count % EVERY == 0, 1.0, 0.0)
+
+
 NEWTON = functools.partial(kernels.newton_inverse_root, relative=True)
 CHAINS = {
     "soap": lambda: optimizers.scale_by_soap(every=EVERY),
@@ -30,13 +37,14 @@ CHAINS = {
     "shampoo, newton": lambda: optimizers.scale_by_shampoo(
         every=EVERY, eps=1e-6, root=NEWTON
     ),
+    "psgd_kron": lambda: optimizers.scale_by_psgd_kron(probability=every_tenth),
     "mkor": lambda: optimizers.scale_by_mkor(every=EVERY),
 }
-APART = ("soap", "shampoo")  # compared with a transformation for each leaf
+APART = ("soap", "shampoo", "psgd_kron")  # compared with a transformation for each leaf
 # Counts at which a step refreshes and at which it does not: SOAP and MKOR count the
 # steps before this one, Shampoo this one too.
-REFRESH = {"soap": 2 * EVERY, "mkor": 2 * EVERY}
-LAPACK = r'custom_call_target="lapack_\w+(?:syevd|geqrf)_ffi"'
+REFRESH = {"soap": 2 * EVERY, "mkor": 2 * EVERY, "psgd_kron": 2 * EVERY}
+LAPACK = r'custom_call_target="lapack_\w+(?:syevd|geqrf|trsm)_ffi"'
 
 
 def transformer(layers: int, d: int) -> dict:
@@ -195,15 +203,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     given = parser.parse_args()
     print(
-        "| method | conditionals | decompositions | of them at every step | compile, s"
-        f" | refresh, ms | other step, ms | mean of {EVERY}, ms |"
+        "| method | conditionals | decompositions, solves | of them at every step"
+        f" | compile, s | refresh, ms | other step, ms | mean of {EVERY}, ms |"
     )
     print("| --- " * 8 + "|")
     for name in CHAINS:
         for line in measure(name, given.layers, given.d, given.repeats):
             print(line, flush=True)
     print()
-    for name in ("soap", "shampoo"):
+    for name in APART:
         print(under_vmap(name, given.repeats), flush=True)
 
 

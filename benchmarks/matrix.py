@@ -74,6 +74,8 @@ METHODS: dict[str, Method] = {
     # One rate for all leaves: it has norms in place of a rest.
     "scion": Method("scion", SHORT, (0.02, 0.04, 0.08), SCION, rest=False),
     "soap": Method("soap", SHORT, ADAPTIVE, {**MOMENTS, "every": 10}, 10),
+    # The authors advise a third of Adam's rate.
+    "psgd_kron": Method("psgd_kron", SHORT, (0.005, 0.01, 0.02), {"b1": 0.85}, 10),
     "shampoo": Method("shampoo", SHORT, ADAPTIVE, {"every": 10}, 10),
     "galore": Method("galore", SHORT, ADAPTIVE, LOW_RANK),
     "natural_galore": Method("natural_galore", SHORT, ADAPTIVE, LOW_RANK),

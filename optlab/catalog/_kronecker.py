@@ -1,7 +1,7 @@
 """Rows of the optimizers of Kronecker factors."""
 
 from optlab import optimizers
-from optlab.catalog._row import Paper, Row
+from optlab.catalog._row import Paper, Row, spread_on_mesh
 
 ROWS: tuple[Row, ...] = (
     Row(
@@ -24,6 +24,7 @@ ROWS: tuple[Row, ...] = (
             "eigenbasis",
             "every",
             "mask",
+            "over",
             "max_size",
             "normalize",
             "refresh",
@@ -31,6 +32,7 @@ ROWS: tuple[Row, ...] = (
             "vectors",
             "views",
         ),
+        on_mesh=spread_on_mesh,
         exempt={
             "multi_steps": "the mean of three gradients is rounded, and eigenvectors"
             " amplify that by the inverse distance of their eigenvalues: 2.3e-6 where"
@@ -58,11 +60,34 @@ ROWS: tuple[Row, ...] = (
             "every",
             "graft",
             "mask",
+            "over",
             "rest",
             "root",
             "root_order",
             "start",
             "views",
         ),
+        on_mesh=spread_on_mesh,
+    ),
+    Row(
+        "psgd_kron",
+        optimizers.psgd_kron,
+        "optimizers",
+        "Kronecker",
+        Paper(
+            "Li",
+            "Preconditioned stochastic gradient descent",
+            2015,
+            "https://arxiv.org/abs/1512.04202",
+        ),
+        applies_to="matrix",
+        defaults={"learning_rate": 1e-3, "rest": optimizers.adamw(3e-4)},
+        static=(
+            *("accumulator_dtype", "clip_entries", "diagonal", "geometry", "key"),
+            *("mask", "max_size", "max_skew", "min_order", "normal", "probability"),
+            *("over", "probes", "refresh_first", "rest", "running_mean", "views"),
+            "whiten",
+        ),
+        on_mesh=spread_on_mesh,
     ),
 )

@@ -33,6 +33,11 @@ from optlab.kernels._polar_plan import PolarPlan as PolarPlan
 from optlab.kernels._polar_plan import polar_plan as polar_plan
 from optlab.kernels._rank_one import RANK_ONE_RULES as RANK_ONE_RULES
 from optlab.kernels._rank_one import rank_one_inverse as rank_one_inverse
+from optlab.kernels._whitening import WHITENING_GEOMETRIES as WHITENING_GEOMETRIES
+from optlab.kernels._whitening import kronecker_solve as kronecker_solve
+from optlab.kernels._whitening import row_norm_bound as row_norm_bound
+from optlab.kernels._whitening import subspace_norm_bound as subspace_norm_bound
+from optlab.kernels._whitening import whitening_step as whitening_step
 from optlab.kernels._window_solve import (
     window_inverse_diagonal as window_inverse_diagonal,
 )

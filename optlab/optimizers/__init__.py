@@ -66,6 +66,12 @@ from optlab.optimizers._natural_galore import (
 from optlab.optimizers._normuon import ScaleByNormuonState as ScaleByNormuonState
 from optlab.optimizers._normuon import normuon as normuon
 from optlab.optimizers._normuon import scale_by_normuon as scale_by_normuon
+from optlab.optimizers._psgd_kron import (
+    ScaleByPsgdKronState as ScaleByPsgdKronState,
+)
+from optlab.optimizers._psgd_kron import annealed_probability as annealed_probability
+from optlab.optimizers._psgd_kron import psgd_kron as psgd_kron
+from optlab.optimizers._psgd_kron import scale_by_psgd_kron as scale_by_psgd_kron
 from optlab.optimizers._qk_clip import qk_clip as qk_clip
 from optlab.optimizers._scale import ScaleByScaleState as ScaleByScaleState
 from optlab.optimizers._scale import column_views as column_views

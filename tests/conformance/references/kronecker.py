@@ -1,5 +1,6 @@
 """Kronecker-factored methods, in float64 NumPy."""
 
+import jax
 import numpy as np
 
 from tests.conformance.references.spectral import vectors
@@ -60,4 +61,34 @@ def shampoo(h):
     return each_matrix(step, vectors())
 
 
-REFERENCES = {"shampoo": shampoo, "soap": soap}
+def psgd_kron(h):
+    """A refresh a step; the noise is drawn by JAX, as the optimizer does."""
+
+    def drawn(shape, t):
+        key = jax.random.fold_in(jax.random.key(0), 0)
+        for number in (t - 1, *shape, 0):
+            key = jax.random.fold_in(key, number)
+        return np.asarray(jax.random.normal(key, (1, *shape), np.float32)[0], float)
+
+    def moved(q, s, t):
+        both = s + t
+        once = both @ both[np.argmax(np.linalg.norm(both, axis=1))]
+        norm = np.linalg.norm(both @ once) / np.linalg.norm(once)
+        return q - h["size"] * np.triu(s - t) @ q / norm
+
+    def step(p, g, t, memory):
+        m, left, right = memory or (0.0, np.eye(len(g)), np.eye(len(g.T)))
+        m, v = h["b1"] * m + (1 - h["b1"]) * g, drawn(g.shape, t)
+        mean = m / (1 - h["b1"] ** t)
+        damping = h["damping"] + h["relative_damping"] * np.abs(mean).mean()
+        a = left @ (mean + damping * v) @ right.T
+        b = np.linalg.inv(left).T @ v @ np.linalg.inv(right)
+        left, right = moved(left, a @ a.T, b @ b.T), moved(right, a.T @ a, b.T @ b)
+        u = left.T @ left @ mean @ right.T @ right
+        u = u * min(1, h["clip_rms"] / (np.sqrt(np.mean(u**2)) + h["eps"]))
+        return p - h["learning_rate"] * u, (m, left, right)
+
+    return each_matrix(step, vectors())
+
+
+REFERENCES = {"psgd_kron": psgd_kron, "shampoo": shampoo, "soap": soap}

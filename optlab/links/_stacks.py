@@ -120,18 +120,7 @@ def on_stacks(
             changed, fields = update(stacks, state, places)
             fields = trees.gathered(tuple(fields))
         else:
-            places = list(map(_cut_like_rows, places, stacks))
-
-            def run(arrays: Stacks, state: Any) -> tuple[list[Any], Any]:
-                own, places = arrays[: len(stacks)], arrays[len(stacks) :]
-                changed, fields = update(own, state, places)
-                return [*changed, *(None for _ in own)], state_type(
-                    state.count, *fields
-                )
-
-            ranks = [*(x.ndim for x in stacks), *(None for _ in places)]
-            found, state = over(run, [*stacks, *places], state, ranks=ranks)
-            changed, fields = found[: len(stacks)], state[1:]
+            changed, fields = _spread(over, update, stacks, places, state)
         out = jax.tree.map(lambda o, u: o.astype(u.dtype), restore(changed), updates)
         return out, state_type(count, *fields)
 
@@ -164,6 +153,23 @@ def on_each(
     each = getattr(kernel, "each", lambda stacks: map(kernel, stacks))
     results = iter(each(full))
     return [next(results) if x.size else x for x in stacks]
+
+
+def _spread(
+    over: Any, update: Callable[..., Any], stacks: Stacks, places: Stacks, state: Any
+) -> tuple[list[jax.Array], Sequence[Any]]:
+    """Runs an update on every device with its own rows, their places and state."""
+    many = len(stacks)
+
+    def run(arrays: Stacks, state: Any) -> tuple[list[Any], Any]:
+        changed, fields = update(arrays[:many], state, arrays[many:])
+        # Places go there, and nothing of them comes back.
+        return [*changed, *(None for _ in places)], type(state)(state.count, *fields)
+
+    cut = map(_cut_like_rows, places, stacks)
+    ranks = [*(x.ndim for x in stacks), *(None for _ in places)]
+    found, state = over(run, [*stacks, *cut], state, ranks=ranks)
+    return found[:many], state[1:]
 
 
 def _cut_like_rows(place: jax.Array, stack: jax.Array) -> jax.Array:

@@ -92,19 +92,9 @@ def scale_by_dion(
 
     read = functools.partial(trees.tensor_stacks, who, views=views, whole=over is None)
 
-    def spread_stacks(tree: Any) -> list[jax.Array]:
-        stacks, _ = read(tree)
-        if over is None:
-            return stacks
-        return [jnp.zeros((over.rows(x), *x.shape[1:]), x.dtype) for x in stacks]
-
-    def power_steps(stacks: list[jax.Array], bases: Any) -> tuple[list[Any], Any]:
-        done = [_power_step(x, q, eps) for x, q in zip(stacks, bases, strict=True)]
-        return [both for *both, _ in done], tuple(q for *_, q in done)
-
     def init(params: optax.Params) -> ScaleByDionState:
         wide = links.widen(params)
-        stacks = jax.eval_shape(spread_stacks, wide)
+        stacks = jax.eval_shape(lambda tree: _rows(read(tree)[0], over), wide)
         # A leaf where there are no parameters: Optax asks in this way which parts of a
         # state are shaped like the parameters.
         basis = tuple(map(first_basis, stacks)) or jnp.zeros(())
@@ -124,12 +114,7 @@ def scale_by_dion(
         wide = links.widen(updates)
         sums = jax.tree.map(lambda m, g: m.astype(g.dtype) + g, state.momentum, wide)
         stacks, restore = read(sums)
-        if over is None:
-            results, basis = power_steps(stacks, state.basis)
-            basis = tuple(map(links.settled, basis))
-        else:
-            ranks = [[3, 3] for _ in stacks]
-            results, basis = over(power_steps, stacks, state.basis, ranks=ranks)
+        results, basis = _power_steps(stacks, state.basis, eps, over)
         directions, used = zip(*results, strict=True)
         # Written so that the compiler, on Auto axes, leaves the momentum where it lies.
         stored = jax.tree.map(
@@ -146,6 +131,28 @@ def scale_by_dion(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _rows(stacks: list[jax.Array], over: Any) -> list[jax.Array]:
+    """Gives stacks the numbers of rows that they have when they are spread."""
+    if over is None:
+        return stacks
+    return [jnp.zeros((over.rows(x), *x.shape[1:]), x.dtype) for x in stacks]
+
+
+def _power_steps(
+    stacks: list[jax.Array], bases: Any, eps: float | jax.Array, over: Any
+) -> tuple[list[Any], Any]:
+    """Returns (direction, used part) of each stack, and the next bases."""
+
+    def run(stacks: list[jax.Array], bases: Any) -> tuple[list[Any], Any]:
+        done = [_power_step(x, q, eps) for x, q in zip(stacks, bases, strict=True)]
+        return [both for *both, _ in done], tuple(q for *_, q in done)
+
+    if over is not None:
+        return over(run, stacks, bases, ranks=[[3, 3] for _ in stacks])
+    results, bases = run(stacks, bases)
+    return results, tuple(map(links.settled, bases))
 
 
 def _power_step(

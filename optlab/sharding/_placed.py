@@ -1,5 +1,6 @@
 """Optimizers on a mesh with Auto axes: the placement is said once."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -64,19 +65,7 @@ def placed(
         return inner
     explicit = _Explicit(mesh)
 
-    def specs(tree: Any) -> Any:
-        """The placement of each leaf; there may be fewer than were told."""
-
-        def spec(path: Any, leaf: jax.Array) -> PartitionSpec:
-            name = trees.path_string(path)
-            if name not in known:
-                raise ValueError(
-                    f"placed: leaf {name!r} of shape {leaf.shape} has no sharding;"
-                    " shardings must be a tree like the parameters"
-                )
-            return known[name].spec
-
-        return jax.tree_util.tree_map_with_path(spec, tree)
+    specs = functools.partial(_specs, known)
 
     def state_specs(params: Any) -> Any:
         where = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(params))
@@ -116,6 +105,21 @@ def placed(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _specs(known: dict[str, NamedSharding], tree: Any) -> Any:
+    """Returns the placement of each leaf; more may be known than there are."""
+
+    def spec(path: Any, leaf: jax.Array) -> PartitionSpec:
+        name = trees.path_string(path)
+        if name not in known:
+            raise ValueError(
+                f"placed: leaf {name!r} of shape {leaf.shape} has no sharding;"
+                " shardings must be a tree like the parameters"
+            )
+        return known[name].spec
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
 
 
 class _Explicit:

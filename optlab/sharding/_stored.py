@@ -24,8 +24,9 @@ def stored(
     It goes around everything else, `placed` is in it, and axes may be Explicit or Auto:
 
         where = jax.tree.map(lambda x: x.sharding, params)
-        tx = sharding.stored(tx, where, sharding.Policy(data_axis="data"))
-        state = sharding.init_sharded(tx, params)
+        policy = sharding.Policy(data_axis="data")
+        tx = sharding.stored(tx, where, policy)
+        state = sharding.init_sharded(tx, params, policy=policy)
 
     Args:
       inner: The transformation; as for `placed`, it must know Explicit axes.

@@ -116,3 +116,61 @@ def test_a_shape_of_matrices_costs_two_all_to_alls(name, kind):
             all_to_all=(3 if name == "dion" else 2) * len(SHAPES),
             total=(3 if name == "dion" else 2) * len(SHAPES),
         )
+
+
+def test_padded_states_go_on_on_a_mesh_of_another_size():
+    def on(devices):
+        mesh = jax.make_mesh((devices,), ("d",), devices=jax.devices()[:devices])
+        tx = METHODS["soap"](over=sharding.spread(mesh, "d", pad=8))
+        cut = NamedSharding(mesh, P("d"))
+        given = [
+            jax.tree.map(lambda x: jax.device_put(x, cut), gradients(step))
+            for step in range(3)
+        ]
+        return mesh, tx, given
+
+    mesh, tx, given = on(8)
+    with jax.set_mesh(mesh):
+        _, state = walk(tx, given[:2])
+        want, _ = tx.update(given[2], state, given[2])
+    for devices in (4, 1):
+        mesh, tx, given = on(devices)
+        with jax.set_mesh(mesh):
+            start = tx.init(given[0])
+            moved = jax.tree.map(
+                lambda x, like: jax.device_put(np.asarray(x), like.sharding),
+                state,
+                start,
+            )
+            got, _ = jax.jit(tx.update)(given[2], moved, given[2])
+        for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"axes": "x"}, r"spread: the mesh has axes \('d', 't'\), got \('x',\)"),
+        ({"axes": ("d", "t"), "pad": 12}, "the 8 devices of .* do not divide pad=12"),
+        ({"axes": "d", "wire_dtype": "int8"}, "wire_dtype must be one of .*'int8'"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        sharding.spread(grid("explicit"), **arguments)
+
+
+def test_a_mesh_of_another_shape_is_refused():
+    tx = METHODS["soap"](over=sharding.spread(grid("explicit"), "d"))
+    mesh = jax.make_mesh((2, 4), ("d", "t"))
+    given = placed(gradients(0), mesh, "both")
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"made for a mesh of.*4"):
+        tx.init(given)
+
+
+def test_unseen_placements_are_refused_with_the_remedy():
+    mesh = grid("auto")
+    tx = METHODS["soap"](over=sharding.spread(mesh, "d"))
+    given = placed(gradients(0), mesh, "both")
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"sharding\.placed\(tx"):
+        jax.jit(tx.init)(given)

@@ -64,6 +64,18 @@ class Collective:
     in_loop: bool
     op_name: str
 
+    @classmethod
+    def of(cls, kind: str, result_bytes: float, group_size: int) -> "Collective":
+        """Returns one that runs once, from the bytes of its result on a device.
+
+        Args:
+          kind: As above.
+          result_bytes: Bytes of the result on one device.
+          group_size: Devices that take part together.
+        """
+        sent = _SENT[kind](group_size) * result_bytes
+        return cls(kind, sent, group_size, 1, False, "")
+
     def __str__(self) -> str:
         """One line that says all of it."""
         loop = ", in a loop" if self.in_loop else ""
@@ -95,7 +107,7 @@ def _computations(text: str) -> tuple[dict[str, list[_Step]], str | None]:
     for line in text.splitlines():
         instruction = _INSTRUCTION.match(line)
         if instruction:
-            steps += _steps(re.sub(r"/\*.*?\*/", "", instruction[1]), everyone)
+            steps += _steps(instruction[1], everyone)
             continue
         header = _HEADER.match(line.strip())
         if header:
@@ -131,8 +143,8 @@ def _steps(line: str, everyone: int) -> Iterator[_Step]:
 def _collective(kind: str, result: str, rest: str, everyone: int) -> Collective:
     size = 2 if kind == "collective_permute" else _group_size(rest, everyone)
     name = _OP_NAME.search(rest)
-    sent = _SENT[kind](size) * _bytes(result)
-    return Collective(kind, sent, size, 1, False, name[1] if name else "")
+    found = Collective.of(kind, _bytes(result), size)
+    return dataclasses.replace(found, op_name=name[1] if name else "")
 
 
 def _reached(

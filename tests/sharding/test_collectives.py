@@ -19,6 +19,21 @@ def program(*instructions, header="HloModule f, num_partitions=8", before=""):
     return f"{header}\n{before}\nENTRY %main (p: f32[8]) -> f32[8] {{\n{body}\n}}\n"
 
 
+LOOPS = """
+%inner (p: f32[8]) -> f32[8] {
+  %g = f32[8] all-gather(%p), replica_groups=[1,8]<=[8], metadata={op_name="f/dot"}
+}
+
+%outer (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %w = (s32[], f32[8]) while(%p), condition=%asks, body=%inner, INNER
+}
+
+%asks (p: (s32[], f32[8])) -> pred[] {
+  %r = f32[8] all-reduce(%p), replica_groups={}, to_apply=%add
+}
+"""
+
+
 def one(instruction, **options):
     (found,) = sharding.collectives(program(instruction, **options)).found
     return found
@@ -124,25 +139,14 @@ def test_what_only_looks_like_a_collective_is_none():
         '%f = f32[4] add(%all-gather, %q), metadata={op_name="x all-reduce(y)"}',
         "%all-reduce.2 = f32[4] get-tuple-element(%all-reduce.1), index=0",
         '%g = f32[4] custom-call(%p), custom_call_target=" all-gather("',
+        '%h = f32[4] copy(%p), metadata={op_name="to_apply=%inner"}',
+        before=LOOPS,
     )
     found = sharding.collectives(text)
     assert (found.found, found.counts, found.bytes) == ((), {}, 0)
     assert str(found) == "no collectives"
 
 
-LOOPS = """
-%inner (p: f32[8]) -> f32[8] {
-  %g = f32[8] all-gather(%p), replica_groups=[1,8]<=[8], metadata={op_name="f/dot"}
-}
-
-%outer (p: (s32[], f32[8])) -> (s32[], f32[8]) {
-  %w = (s32[], f32[8]) while(%p), condition=%asks, body=%inner, INNER
-}
-
-%asks (p: (s32[], f32[8])) -> pred[] {
-  %r = f32[8] all-reduce(%p), replica_groups={}, to_apply=%add
-}
-"""
 TRIPS = 'backend_config={"known_trip_count":{"n":"3"},"known_init_step":{"init":"0"}}'
 ESCAPED = r'backend_config="{\"known_trip_count\":{\"n\":\"3\"}}"'
 
@@ -166,6 +170,8 @@ def test_a_loop_of_unknown_length_counts_as_endless():
     assert found.bytes == math.inf
     with pytest.raises(AssertionError, match="wanted 1 all_gather, found inf"):
         sharding.assert_collectives(text, all_gather=1)
+    alone = text.replace("[1,8]<=[8]", "[8,1]<=[8]")
+    assert sharding.collectives(alone).bytes == 0
 
 
 def test_calls_and_branches_count_each_time_they_are_named():

@@ -74,6 +74,9 @@ OUTSIDE_OF = {
     ),
 }
 
+# Documented for everybody, whatever their names begin with.
+PUBLIC_IN_SPITE = ("os._exit",)
+
 # A kernel sees one array: no mesh and no tree.
 NOT_FOR_KERNELS = ("jax.sharding", "jax.tree", "jax.tree_util", "jax.set_mesh")
 
@@ -206,7 +209,7 @@ def _private_attributes(source: Source) -> Iterator[str]:
         if not isinstance(node, ast.Attribute):
             continue
         name = ast.unparse(node)
-        if name.split(".")[0] not in modules:
+        if name.split(".")[0] not in modules or name in PUBLIC_IN_SPITE:
             continue
         if node.attr.startswith("_") and not node.attr.startswith("__"):
             yield f"{node.lineno}: uses {name}: private"

@@ -8,10 +8,12 @@ the range to search. A `rest` keeps its ratio to the optimizer's rate.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import optax
 
 from optlab import controllers
@@ -48,9 +50,12 @@ class Searched:
         return f"{self.chain.optimizer}+{schedule}@{self.chain.steps}"
 
     def build(
-        self,
+        self, mesh: jax.sharding.Mesh | None = None
     ) -> tuple[optax.GradientTransformationExtraArgs, controllers.Controller]:
         """Builds the optimizer, its rate a number in its state, and the controller.
+
+        Args:
+          mesh: Mesh over whose axes the optimizer spreads its work, as for a chain.
 
         Raises:
           ChainError: If the optimizer or the controller refuses a setting.
@@ -68,15 +73,18 @@ class Searched:
         except (TypeError, ValueError) as error:
             raise chains.ChainError(f"chain '{self}': {error}") from error
         self.chain.build()  # Refuses a setting now, and not under a trace.
-        return search.steerable(self._at, peak), controller
+        at = functools.partial(self._at, mesh=mesh)
+        return search.steerable(at, peak), controller
 
-    def _at(self, learning_rate: Any) -> optax.GradientTransformation:
+    def _at(
+        self, learning_rate: Any, mesh: jax.sharding.Mesh | None
+    ) -> optax.GradientTransformation:
         own: Any = self.chain.optimizer.settings
         rates = {"learning_rate": learning_rate}
         if self.chain.has_rest:
             ratio = own["rest.learning_rate"] / own["learning_rate"]
             rates["rest.learning_rate"] = ratio * learning_rate
-        return self.chain.replace(**rates).build()[0]
+        return self.chain.replace(**rates).build(mesh=mesh)[0]
 
 
 def with_schedule(text: str, schedule: str) -> str:

@@ -17,6 +17,7 @@ import dataclasses
 import re
 from typing import Any
 
+import jax
 import optax
 
 from optlab.lab import parts, settings, tuned
@@ -116,7 +117,7 @@ class Chain:
         return Chain(optimizer, parts.whole(self.schedule, peak, steps), steps)
 
     def build(
-        self, steps: int | None = None
+        self, steps: int | None = None, mesh: jax.sharding.Mesh | None = None
     ) -> tuple[optax.GradientTransformation, optax.Schedule]:
         """Builds the optimizer and the schedule that it follows.
 
@@ -126,6 +127,8 @@ class Chain:
 
         Args:
           steps: Steps of the run, if the text does not say them.
+          mesh: Mesh over whose axes the optimizer spreads its work on matrices, if the
+            catalogue knows how.
 
         Returns:
           The transformation, and the schedule of its learning rate.
@@ -135,7 +138,7 @@ class Chain:
         """
         chain = self.explicit(steps)
         try:
-            return _build(chain)
+            return _build(chain, mesh)
         except (TypeError, ValueError) as error:
             raise ChainError(f"chain '{self}': {error}") from error
 
@@ -221,12 +224,18 @@ def _implied(chain: Chain, workload: str) -> dict[str, Value]:
     return implied
 
 
-def _build(chain: Chain) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def _build(
+    chain: Chain, mesh: jax.sharding.Mesh | None
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
     given = dict(chain.optimizer.settings)
+    row, placed = chain.optimizer.row, {}
+    if mesh is not None and row.on_mesh is not None:
+        placed = row.on_mesh(mesh, mesh.axis_names)
     peak: Any = given.pop("learning_rate")
     schedule = parts.build_schedule(chain.schedule, peak, chain.length)
     if not chain.has_rest:
-        return Part("optimizers", chain.optimizer.name, given).build(schedule), schedule
+        optimizer = Part("optimizers", chain.optimizer.name, given)
+        return optimizer.build(schedule, **placed), schedule
     own = {k: v for k, v in given.items() if k != "rest" and not k.startswith("rest.")}
     inner = dict(chain.rest.settings)
     rest_peak: Any = inner.pop("learning_rate")
@@ -235,4 +244,4 @@ def _build(chain: Chain) -> tuple[optax.GradientTransformation, optax.Schedule]:
         lambda count: rest_peak / peak * schedule(count)
     )
     optimizer = Part("optimizers", chain.optimizer.name, own)
-    return optimizer.build(schedule, rest=rest), schedule
+    return optimizer.build(schedule, rest=rest, **placed), schedule

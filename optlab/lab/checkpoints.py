@@ -3,6 +3,10 @@
 A run's folder holds `fingerprint.json`, which says what run it is, `metrics.jsonl`, and
 a folder of checkpoints named after their steps. Orbax writes a checkpoint under another
 name and renames it at the end, so a folder with a plain number is a whole checkpoint.
+
+If a run has several processes, all of them write and read their shares of a checkpoint,
+on storage that all can see; the first one does everything else. A checkpoint of one
+mesh can be read on another one.
 """
 
 import contextlib
@@ -12,8 +16,7 @@ import json
 import os
 import pathlib
 import shutil
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,9 +25,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from optlab import lab, trees
-from optlab.lab import files, terminal
+from optlab.lab import files, placement, processes, terminal
 
 Fingerprint = dict[str, Any]
+Arrays = dict[str, jax.Array]
 
 
 def fingerprint(state: Any, **facts: Any) -> Fingerprint:
@@ -53,6 +57,24 @@ def shapes(state: Any) -> str:
     )
 
 
+def checksum(arrays: Arrays) -> int:
+    """Adds up all bits, each number times an odd weight of its own.
+
+    The sum is the same however the arrays are divided over devices and processes.
+
+    Args:
+      arrays: Arrays by name, none of them keys.
+    """
+    return processes.total(
+        sum(
+            (2 * index + 1) * _sum_of_bits(shard, array.shape)
+            for index, (_, array) in enumerate(sorted(arrays.items()))
+            for shard in array.addressable_shards
+            if shard.replica_id == 0
+        )
+    )
+
+
 @contextlib.contextmanager
 def claim(out: pathlib.Path, own: Fingerprint, *, resume: bool) -> Iterator[None]:
     """Makes a folder this run's own while the context lasts.
@@ -66,6 +88,15 @@ def claim(out: pathlib.Path, own: Fingerprint, *, resume: bool) -> Iterator[None
       LabError: If the folder cannot be written, holds another run, or another process
         works on it. Nothing in it changes then.
     """
+    with contextlib.ExitStack() as stack:
+        processes.decide(lambda: stack.enter_context(_locked(out, own, resume)))
+        if missing := processes.fault(_unlike(out, own)):
+            raise lab.LabError(missing)
+        yield
+
+
+@contextlib.contextmanager
+def _locked(out: pathlib.Path, own: Fingerprint, resume: bool) -> Iterator[None]:
     record = out / "fingerprint.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -93,6 +124,19 @@ def claim(out: pathlib.Path, own: Fingerprint, *, resume: bool) -> Iterator[None
         yield
 
 
+def _unlike(out: pathlib.Path, own: Fingerprint) -> str:
+    """Says why this process cannot be one of those that train in a folder."""
+    if processes.first():
+        return ""
+    try:
+        _compare(out, json.loads((out / "fingerprint.json").read_text()), own)
+    except OSError:
+        return f"does not see the folder {out} of process 0; all must share it"
+    except lab.LabError as error:
+        return f"was started with another command; {error}"
+    return ""
+
+
 def _compare(out: pathlib.Path, found: Fingerprint, own: Fingerprint) -> None:
     differences = [
         f"{key} {found.get(key)!r} there, {own.get(key)!r} here"
@@ -107,8 +151,6 @@ def _compare(out: pathlib.Path, found: Fingerprint, own: Fingerprint) -> None:
 
 class Checkpoints:
     """The checkpoints of one run, the last few kept.
-
-    One process writes them: all arrays must be addressable from it.
 
     Args:
       folder: Where they are; made with the first one.
@@ -126,6 +168,7 @@ class Checkpoints:
         self._own = own
         self._keep = keep
         self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        self._reader = _reader()
 
     def steps(self) -> list[int]:
         """Returns the steps of the checkpoints that are there, in order."""
@@ -152,18 +195,20 @@ class Checkpoints:
         Raises:
           LabError: If it cannot be written. The earlier checkpoints are kept.
         """
-        arrays = _to_numpy(state)
-        facts = {"fingerprint": self._own, "step": step, "checksum": _checksum(arrays)}
-        path = self._path(step)
+        arrays = _named(state)
+        facts = {
+            "fingerprint": self._own,
+            "step": step,
+            "checksum": str(checksum(arrays)),
+        }
+        size = sum(array.nbytes for array in arrays.values())
+        processes.decide(self._guarded, step, self._make_room, size)
+        self._guarded(step, self._write, self._path(step), arrays, facts)
+        processes.decide(self._guarded, step, self._forget)
+
+    def _guarded(self, step: int, act: Callable[..., None], *arguments: Any) -> None:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            _reserve(self._folder, sum(array.nbytes for array in arrays.values()))
-            self._orbax.save(
-                path, args=ocp.args.StandardSave(arrays), custom_metadata=facts
-            )
-            for old in self.steps()[: -self._keep]:
-                if old != self.hold:
-                    shutil.rmtree(self._path(old))
+            act(*arguments)
         # Orbax hands on errors of its storage layer, which are of many kinds.
         except Exception as error:
             with contextlib.suppress(OSError):
@@ -173,6 +218,20 @@ class Checkpoints:
                 f"cannot save the checkpoint of step {step}: {reason}; last good"
                 f" checkpoint: {self.describe()}"
             ) from error
+
+    def _make_room(self, size: int) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        _reserve(self._folder, size)
+
+    def _write(self, path: pathlib.Path, arrays: Arrays, facts: Any) -> None:
+        self._orbax.save(
+            path, args=ocp.args.StandardSave(arrays), custom_metadata=facts
+        )
+
+    def _forget(self) -> None:
+        for old in self.steps()[: -self._keep]:
+            if old != self.hold:
+                shutil.rmtree(self._path(old))
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """Reads the newest checkpoint that is whole.
@@ -189,16 +248,22 @@ class Checkpoints:
         Raises:
           LabError: If a checkpoint is another run's.
         """
-        self._remove_unfinished()
-        while steps := self.steps():
+        processes.decide(self._remove_unfinished)
+        while steps := processes.decide(self.steps):
+            facts, arrays, reason = {}, {}, ""
             try:
-                facts, arrays = self._read(steps[-1], _to_numpy(like))
+                facts, arrays = self._read(steps[-1], _named(like))
             # A damaged file can fail in any layer of the reader.
             except Exception as error:
-                self._set_aside(steps, str(error) or type(error).__name__)
+                reason = str(error) or type(error).__name__
+            reason = processes.fault(reason)
+            if not reason and checksum(arrays) != int(facts["checksum"]):
+                reason = "its checksum does not match"
+            if reason:
+                processes.decide(self._set_aside, steps, reason)
                 continue
             _compare(self._folder, facts["fingerprint"], self._own)
-            return steps[-1], _from_numpy(arrays, like)
+            return steps[-1], _unnamed(arrays, like)
         return None
 
     def remove_after(self, step: int) -> None:
@@ -207,6 +272,9 @@ class Checkpoints:
         Raises:
           LabError: If one cannot be removed.
         """
+        processes.decide(self._remove_after, step)
+
+    def _remove_after(self, step: int) -> None:
         for later in reversed(self.steps()):
             if later <= step:
                 break
@@ -217,13 +285,11 @@ class Checkpoints:
                     f"cannot remove checkpoint {self._path(later)}: {error.strerror}"
                 ) from error
 
-    def _read(self, step: int, target: dict[str, np.ndarray]) -> tuple[Any, Any]:
+    def _read(self, step: int, like: Arrays) -> tuple[Any, Arrays]:
         path = self._path(step)
-        facts = self._orbax.metadata(path).custom_metadata
-        arrays = self._orbax.restore(path, args=ocp.args.StandardRestore(target))
-        if _checksum(arrays) != facts["checksum"]:
-            raise ValueError("its checksum does not match")
-        return facts, arrays
+        facts = self._reader.metadata(path).custom_metadata
+        int(facts["checksum"])  # Fails here if it is not there.
+        return facts, self._reader.restore(path, args=ocp.args.StandardRestore(like))
 
     def _path(self, step: int) -> pathlib.Path:
         return self._folder / f"{step:08d}"
@@ -259,38 +325,58 @@ def _reserve(folder: pathlib.Path, size: int) -> None:
         path.unlink(missing_ok=True)
 
 
+def _reader() -> ocp.Checkpointer:
+    """Makes what reads a process' share, without waiting for other processes.
+
+    One of them may find a damaged file and not come to where the others wait.
+    """
+    alone = ocp.options.MultiprocessingOptions()
+    if processes.count() > 1:
+        index = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=index,
+            active_processes={index},
+            barrier_sync_key_prefix=f"process_{index}",
+        )
+    return ocp.Checkpointer(
+        ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+        multiprocessing_options=alone,
+    )
+
+
 def _is_key(leaf: jax.Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _to_numpy(state: Any) -> dict[str, np.ndarray]:
+def _named(state: Any) -> Arrays:
     """Names arrays by their paths; leaves out empty ones, which Orbax refuses."""
     return {
-        trees.path_string(path): np.asarray(
-            jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        )
+        trees.path_string(path): jax.random.key_data(leaf) if _is_key(leaf) else leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
         if leaf.size
     }
 
 
-def _from_numpy(arrays: dict[str, np.ndarray], like: Any) -> Any:
+def _unnamed(arrays: Arrays, like: Any) -> Any:
     def place(path: Any, leaf: jax.Array) -> jax.Array:
         if not leaf.size:
             return leaf
         array = arrays[trees.path_string(path)]
-        if _is_key(leaf):
-            keys = jax.random.wrap_key_data(
-                jnp.asarray(array), impl=jax.random.key_impl(leaf)
-            )
-            return jax.device_put(keys, leaf.sharding)
-        return jax.device_put(array, leaf.sharding)
+        if not _is_key(leaf):
+            return array
+        keys = jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+        return placement.put(keys, leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(place, like)
 
 
-def _checksum(arrays: dict[str, np.ndarray]) -> int:
-    total = 0
-    for name in sorted(arrays):
-        total = zlib.crc32(np.ascontiguousarray(arrays[name]).tobytes(), total)
-    return total
+def _sum_of_bits(shard: jax.Shard, shape: tuple[int, ...]) -> int:
+    position = np.zeros((), np.uint64)
+    for length, part in zip(shape, shard.index, strict=True):
+        position = (
+            position[..., None] * length + np.arange(length, dtype=np.uint64)[part]
+        )
+    bits = np.ascontiguousarray(shard.data)[..., None]
+    bits = bits.view(f"u{min(8, bits.itemsize)}")  # A complex number is two.
+    weights = 2 * position[..., None] + np.uint64(1)
+    return int((bits * weights).sum(dtype=np.uint64))

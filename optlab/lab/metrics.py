@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from optlab import lab
-from optlab.lab import files, flax_step
+from optlab.lab import files, flax_step, processes
 
 Row = dict[str, Any]
 
@@ -56,6 +56,9 @@ class Result:
 class Log:
     """The log of a run: kept in memory and, if there is a path, in a JSONL file.
 
+    Only the first of several processes writes it; it also tells the others what an
+    older part of it says.
+
     Args:
       path: The file, or None.
     """
@@ -69,18 +72,21 @@ class Log:
 
         A kill can leave rows behind the checkpoint, and half a line at the end.
         """
+        self.rows = processes.decide(self._cut_back, step)
+
+    def _cut_back(self, step: int) -> list[Row]:
         path = self._path if self._path and self._path.exists() else None
-        self.rows = [
+        rows = [
             row
             for row in (_read(path) if path else self.rows)
             if row["step"] < step or (row["kind"] != "train" and row["step"] == step)
         ]
-        if path is None:
-            return
-        try:
-            files.write_text(path, "".join(map(_line, self.rows)))
-        except OSError as error:
-            raise _cannot_write(path, error) from error
+        if path is not None:
+            try:
+                files.write_text(path, "".join(map(_line, rows)))
+            except OSError as error:
+                raise _cannot_write(path, error) from error
+        return rows
 
     def write(self, rows: Iterable[Row]) -> None:
         """Adds rows; a kill cannot undo it when this returns.
@@ -93,7 +99,7 @@ class Log:
         """
         rows = list(rows)
         self.rows += rows
-        if self._path is None:
+        if self._path is None or not processes.first():
             return
         try:
             with open(self._path, "a") as file:
@@ -107,7 +113,7 @@ class Log:
         Raises:
           LabError: If the disk does not take it.
         """
-        if self._path is None:
+        if self._path is None or not processes.first():
             return
         try:
             with open(self._path, "a") as file:

@@ -13,7 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from optlab.lab import default_race, files, plots, report, runs, terminal, workloads
+from optlab.lab import (
+    default_race,
+    files,
+    placement,
+    plots,
+    processes,
+    report,
+    runs,
+    terminal,
+    workloads,
+)
 from optlab.lab.chains import Chain, parse
 
 
@@ -102,13 +112,20 @@ def plan(
     return race
 
 
-def run(race: Race, out: str | os.PathLike, *, command: str = "") -> dict[str, Any]:
+def run(
+    race: Race,
+    out: str | os.PathLike,
+    *,
+    command: str = "",
+    where: placement.Placement | None = None,
+) -> dict[str, Any]:
     """Runs what is not finished yet and writes race.json, race.png and report.md.
 
     Args:
       race: The race.
       out: Folder for the results, with a folder in it for each run.
       command: The command line, for the record.
+      where: Mesh of the runs; None for one device.
 
     Returns:
       The results, as race.json holds them.
@@ -120,7 +137,8 @@ def run(race: Race, out: str | os.PathLike, *, command: str = "") -> dict[str, A
     out = pathlib.Path(out)
     runs.make_folder(out)
     workload = workloads.get(race.workload, size=race.size)
-    transformations = [chain.build()[0] for chain in race.chains]
+    where = where or placement.Placement()
+    transformations = [chain.build(mesh=where.mesh)[0] for chain in race.chains]
     records: list[list[dict[str, Any]]] = [[] for _ in race.chains]
     total = race.seeds * len(race.chains)
     # Seed by seed, so that an interrupted race has compared all chains on some seeds.
@@ -137,6 +155,8 @@ def run(race: Race, out: str | os.PathLike, *, command: str = "") -> dict[str, A
                 seed=seed,
                 eval_every=race.eval_every,
                 label=f"{chain.name} seed {seed}",
+                mesh=where.mesh,
+                param_spec=where.param_spec,
             )
             records[index].append(record)
     results = {
@@ -145,10 +165,14 @@ def run(race: Race, out: str | os.PathLike, *, command: str = "") -> dict[str, A
         "versions": runs.versions(),
         "machine": runs.machine(),
     }
+    processes.decide(_write, results, out)
+    return results
+
+
+def _write(results: dict[str, Any], out: pathlib.Path) -> None:
     runs.write_json(out / "race.json", results)
     plots.race(results, out / "race.png")
     files.write_text(out / "report.md", report.race(results))
-    return results
 
 
 def summarise(race: Race, records: Sequence[Sequence[Mapping]]) -> dict[str, Any]:

@@ -19,7 +19,15 @@ import optax
 from flax import nnx
 
 from optlab import lab
-from optlab.lab import chains, checkpoints, files, settings, train, workloads
+from optlab.lab import (
+    chains,
+    checkpoints,
+    files,
+    processes,
+    settings,
+    train,
+    workloads,
+)
 
 PACKAGES = ("optlab-jax", "jax", "jaxlib", "optax", "flax", "numpy")
 
@@ -84,16 +92,20 @@ def finish(
       LabError: If the run fails; its checkpoints are kept.
     """
     record = out / "result.json"
-    if record.exists():
-        return read_json(record)
+    if found := processes.decide(_read_if_there, record):
+        return found
     more = {"checkpoint_every": max(CHECKPOINT_EVERY, steps // 20), **more}
     result = train.train(workload, tx, steps=steps, out=out, **more)
     numbers = {
         field.name: _for_json(getattr(result, field.name))
         for field in dataclasses.fields(result)
     }
-    write_json(record, numbers)
+    processes.decide(write_json, record, numbers)
     return numbers
+
+
+def _read_if_there(record: pathlib.Path) -> dict[str, Any] | None:
+    return read_json(record) if record.exists() else None
 
 
 def check_workload(name: str) -> None:
@@ -118,6 +130,10 @@ def make_folder(out: pathlib.Path) -> None:
     Raises:
       LabError: If it cannot be made or written in.
     """
+    processes.decide(_make_folder, out)
+
+
+def _make_folder(out: pathlib.Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out) as probe:

@@ -4,10 +4,16 @@ import sys
 
 from rich import console, progress
 
+from optlab.lab import processes
+
 
 def report(line: str) -> None:
-    """Prints a line for the person at the terminal, beside what a program reads."""
-    print(f"optlab: {line}", file=sys.stderr)
+    """Prints a line for the person at the terminal, beside what a program reads.
+
+    Of several processes the first one speaks.
+    """
+    if processes.first():
+        print(f"optlab: {line}", file=sys.stderr)
 
 
 class Bar:
@@ -32,7 +38,7 @@ class Bar:
             progress.TextColumn("{task.fields[rate]}"),
             progress.TimeRemainingColumn(),
             console=console.Console(stderr=True),
-            disable=not (show and sys.stderr.isatty()),
+            disable=not (show and sys.stderr.isatty() and processes.first()),
         )
         self._task = self._progress.add_task(
             label, total=total, completed=start, loss="-", rate="compiling"

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optlab.lab import processes
+
 # Pairs of runs that the optimizer's share is the median of.
 REPEATS = 7
 
@@ -54,13 +56,33 @@ def compare(
 
 def read(path: pathlib.Path | None) -> Timings | None:
     """Reads the times of a finished run; None if they are not there or not whole."""
+    found = processes.decide(_read, path)
+    return None if found is None else Timings(**found)
+
+
+def _read(path: pathlib.Path | None) -> dict[str, Any] | None:
     try:
-        return Timings(**json.loads(path.read_text())) if path else None
+        found = json.loads(path.read_text()) if path else None
+        return found and dataclasses.asdict(Timings(**found))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def write(path: pathlib.Path, timings: Timings) -> None:
-    """Writes the times of a finished run, if there is room; they are no part of it."""
-    with contextlib.suppress(OSError):
-        path.write_text(json.dumps(dataclasses.asdict(timings)) + "\n")
+def keep(path: pathlib.Path | None, timings: Timings) -> Timings:
+    """Writes the times of a finished run, if there is room; they are no part of it.
+
+    Args:
+      path: The file, or None.
+      timings: What this process has measured.
+
+    Returns:
+      What the first process has measured.
+    """
+    return Timings(**processes.decide(_write, path, dataclasses.asdict(timings)))
+
+
+def _write(path: pathlib.Path | None, found: dict[str, Any]) -> dict[str, Any]:
+    if path is not None:
+        with contextlib.suppress(OSError):
+            path.write_text(json.dumps(found) + "\n")
+    return found

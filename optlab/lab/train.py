@@ -23,6 +23,7 @@ from optlab.lab import (
     flax_step,
     metrics,
     placement,
+    processes,
     search,
     terminal,
     timing,
@@ -58,6 +59,10 @@ def train(
     of an undisturbed one in every bit: batches and keys depend on seed and step alone,
     and the log is cut back to the checkpoint from which the run goes on.
 
+    Several processes make the same call, after `processes.start` or
+    `jax.distributed.initialize`, with a mesh over the devices of all of them and a
+    folder that all see. A run may go on with another mesh, or another number of them.
+
     Args:
       workload: Model, data and loss.
       tx: The optimizer.
@@ -70,7 +75,8 @@ def train(
       checkpoint_every: Steps between checkpoints; a tenth of the run by default. The
         last step always has one.
       keep: Checkpoints to keep, the newest ones.
-      mesh: Mesh with Explicit or Auto axes; its first axis divides the batch.
+      mesh: Mesh with Explicit or Auto axes; those named 'data' and 'fsdp' divide the
+        batch, or the first one.
       param_spec: From a parameter's path and value to its `PartitionSpec` on the mesh;
         None replicates the parameters.
       model: Model to train, changed in place when the run ends; by default the
@@ -108,6 +114,7 @@ def train(
     where = placement.Placement(mesh, param_spec)
     model = workload.make_model(seed) if model is None else model
     with contextlib.ExitStack() as stack:
+        stack.enter_context(processes.together())
         if mesh is not None:
             stack.enter_context(jax.set_mesh(mesh))
         graphdef, state = _initial_state(model, tx, where)
@@ -353,9 +360,7 @@ class _Run:
         if self._first_call is not None and seconds is not None:
             compiling = max(0.0, self._first_call - seconds)
         timings = timing.Timings(seconds, share, compiling)
-        if path:
-            timing.write(path, timings)
-        return timings
+        return timing.keep(path, timings)
 
     def _compare(self, state: Any) -> tuple[float, float]:
         batch = self.where.batch(self.workload.batch(self.seed, self.steps))

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         _say("optlab: stopped; what is saved is kept, the same command continues")
-        return 130
+        return _leave(130)
     except BrokenPipeError:
         # The reader, as in `optlab catalog | head`, has enough. Python flushes the
         # output once more when it ends.
@@ -111,7 +111,9 @@ def _run(name: str, command: types.ModuleType, argv: list[str]) -> int:
         if flags["traceback"].value:
             traceback.print_exc()
         _say(f"{program}: {_explain(error)}")
-        return 1
+        processes = sys.modules.get("optlab.lab.processes")
+        lost = processes is not None and isinstance(error, processes.Lost)
+        return _leave(1) if lost else 1
 
 
 def _explain(error: Exception) -> str:
@@ -123,4 +125,11 @@ def _explain(error: Exception) -> str:
 
 
 def _say(line: str) -> None:
+    processes = sys.modules.get("optlab.lab.processes")
+    line = f"{processes.speaker()}{line}" if processes else line
     print(" ".join(line.split()), file=sys.stderr)
+
+
+def _leave(code: int) -> int:
+    processes = sys.modules.get("optlab.lab.processes")
+    return processes.leave(code) if processes else code

@@ -4,11 +4,14 @@ import contextlib
 import textwrap
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from optlab.lab import default_race
+
+if TYPE_CHECKING:  # It loads JAX, which help and the catalogue do without.
+    from optlab.lab import placement
 
 # Width of the help's lines, their indent aside.
 WIDTH = 74
@@ -274,6 +277,55 @@ def define_losses(values: flags.FlagValues) -> None:
         lower_bound=1,
         flag_values=values,
     )
+
+
+def define_mesh(values: flags.FlagValues) -> None:
+    """Defines the flags for several devices and several processes.
+
+    Args:
+      values: Set that receives them.
+    """
+    flags.DEFINE_string(
+        "mesh",
+        None,
+        "Train on a mesh of all devices: NAME=SIZE,... with the names data (divides the"
+        " batch), fsdp (the batch and the parameters) and tp (the parameters), as in"
+        " fsdp=4,tp=2.",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "distributed",
+        False,
+        "This is one of several processes. TPU pods, Slurm, Open MPI and Kubernetes are"
+        " recognised; elsewhere set JAX_COORDINATOR_ADDRESS (host:port of the first"
+        " process), JAX_NUM_PROCESSES and JAX_PROCESS_ID. Without --mesh it is"
+        " data=ALL.",
+        flag_values=values,
+    )
+
+
+def placed(given: types.SimpleNamespace) -> "placement.Placement":
+    """Joins the other processes and makes the mesh, if the flags ask for it.
+
+    Args:
+      given: The value of each flag.
+
+    Returns:
+      Where to train.
+
+    Raises:
+      UsageError: If there can be no such mesh.
+    """
+    import jax
+
+    from optlab.lab import placement, processes
+
+    mesh = given.mesh
+    if given.distributed:
+        processes.start()
+        mesh = mesh or f"data={jax.device_count()}"
+    with checked():
+        return placement.on_mesh(mesh) if mesh else placement.Placement()
 
 
 def define_out(values: flags.FlagValues, default: str) -> None:

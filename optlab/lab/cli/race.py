@@ -47,6 +47,7 @@ def define(values: flags.FlagValues) -> None:
         ),
     }
     options.define_counts(values, counts)
+    options.define_mesh(values)
     options.define_out(values, "runs/race")
 
 
@@ -57,8 +58,9 @@ def run(given: types.SimpleNamespace, command: str) -> None:
       given: The value of each flag.
       command: The command line, for the record.
     """
-    from optlab.lab import race, report
+    from optlab.lab import processes, race, report
 
+    where = options.placed(given)
     with options.checked():
         planned = race.plan(
             given.workload,
@@ -69,7 +71,9 @@ def run(given: types.SimpleNamespace, command: str) -> None:
             eval_every=given.eval_every,
         )
     out = given.out
-    results = race.run(planned, out, command=command)
+    results = race.run(planned, out, command=command, where=where)
+    if not processes.first():
+        return
     report.show(report.COLUMNS, report.race_rows(results))
     print("\n".join(report.headlines(results)))
     print(f"Written: {out}/race.json, race.png and report.md")

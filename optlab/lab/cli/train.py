@@ -54,6 +54,7 @@ def define(values: flags.FlagValues) -> None:
         lower_bound=0,
         flag_values=values,
     )
+    options.define_mesh(values)
     options.define_out(values, "runs/train")
 
 
@@ -68,6 +69,7 @@ def run(given: types.SimpleNamespace, command: str) -> None:
         autolrs,
         chains,
         forecasts,
+        processes,
         rate_file,
         report,
         runs,
@@ -77,19 +79,21 @@ def run(given: types.SimpleNamespace, command: str) -> None:
 
     del command
     text, controller, law = given.chain, None, None
+    where = options.placed(given)
     with options.checked():
         runs.check_workload(given.workload)
         if given.schedule:
             text = autolrs.with_schedule(text, given.schedule)
         if autolrs.asks_for_it(text):
             searched = autolrs.plan(text, given.steps, given.workload)
-            (tx, controller), steps = searched.build(), searched.chain.length
+            (tx, controller), steps = searched.build(where.mesh), searched.chain.length
             label = str(searched)
             if given.law:
                 raise options.UsageError("--law needs a schedule; autolrs has none")
         else:
             chain = chains.parse(text).explicit(given.steps, given.workload)
-            (tx, schedule), steps, label = chain.build(), chain.length, str(chain)
+            tx, schedule = chain.build(mesh=where.mesh)
+            steps, label = chain.length, str(chain)
             if given.law:
                 law = forecasts.read_law(pathlib.Path(given.law))
                 tx = forecasts.tracked(tx, schedule, law, steps)
@@ -107,7 +111,11 @@ def run(given: types.SimpleNamespace, command: str) -> None:
         keep=given.keep,
         label=label,
         controller=controller,
+        mesh=where.mesh,
+        param_spec=where.param_spec,
     )
+    if not processes.first():
+        return
     speed = report.number(result.seconds_per_step, ", {:.3g} s a step")
     print(label)
     if controller is not None:

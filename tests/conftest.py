@@ -9,6 +9,7 @@ import itertools
 import pathlib
 
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -17,6 +18,15 @@ jax.config.update("jax_num_cpu_devices", 8)
 MAPS = pathlib.Path("/proc/self/maps")
 MANY, LOOK_EVERY = 30_000, 32
 _finished = itertools.count(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Tests of one file share compiled functions: one worker runs them all, unless they
+    # say themselves which belong together.
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 def pytest_runtest_teardown() -> None:

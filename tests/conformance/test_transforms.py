@@ -29,20 +29,24 @@ TEMPLATE = catalog.Row(
 # Compiling for eight devices takes seconds a row: all but these are for the slow run.
 MESHES = ("auto_mesh", "explicit_mesh")
 ON_MESHES_EVERY_TIME = ("sgd", "adamw", "lion", "muon", "soap", "mkor", "galore")
+# One worker asks all promises of a row: what they share is compiled once.
 CASES = [
     pytest.param(
         name,
         promise,
-        marks=pytest.mark.slow
-        if promise in MESHES and name not in ON_MESHES_EVERY_TIME
-        else (),
+        marks=[
+            pytest.mark.xdist_group(name),
+            *[pytest.mark.slow]
+            * (promise in MESHES and name not in ON_MESHES_EVERY_TIME),
+        ],
     )
     for name in (*ROWS, TEMPLATE.name)
     for promise in testing.PROMISES
 ]
 
 
-@functools.cache
+# Row after row: a subject that goes takes its compiled programs with it.
+@functools.lru_cache(maxsize=1)
 def subject(name):
     row = ROWS.get(name, TEMPLATE)
     return testing.Subject(row, reference=references.of_row(row))

@@ -1,16 +1,29 @@
 """Settings that must be in place before JAX's backends start.
 
 Eight host devices serve the mesh tests; code that names no device still runs on the
-first. Nothing else is turned on here: a test that needs 64-bit types enables them for
-itself.
+first. Tests run small programs a few times each, so that nearly all of their time is
+the compiler's: it is told not to polish. `XLA_FLAGS= pytest` tests what users run, with
+the compiler at its best. Nothing else is turned on here: a test that needs 64-bit types
+enables them for itself.
 """
 
 import itertools
+import os
 import pathlib
 
 import jax
 import pytest
 
+QUICKLY = [
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_parallel_codegen_split_count=1",
+]
+if jax.__version_info__ < (0, 11):
+    # A flag that XLA does not know ends the process, and later versions lack this one.
+    QUICKLY.append("--xla_cpu_use_fusion_emitters=false")
+
+# Read when the first backend starts, and inherited by the processes of tests.
+os.environ.setdefault("XLA_FLAGS", " ".join(QUICKLY))
 jax.config.update("jax_num_cpu_devices", 8)
 
 # Every compiled program takes some memory maps of its own. A process may have 65,530,

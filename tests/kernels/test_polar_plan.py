@@ -72,8 +72,9 @@ def test_the_forms_are_one_function_in_float64(table, shape):
             kernels.newton_schulz(jnp.asarray(x), table, form=form, symmetric=levels)
             for form, levels in (("standard", 0), ("gram", 0), ("gram", 2))
         )
-    assert np.abs(standard - gram).max() < 1e-9
-    assert np.abs(standard - blocks).max() < 1e-9
+    # Roundings of 2e-16 grow with the condition, 1e5, and with the slope at zero.
+    assert np.abs(standard - gram).max() < 4e-9
+    assert np.abs(standard - blocks).max() < 4e-9
 
 
 @over_tables

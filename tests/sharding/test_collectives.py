@@ -174,6 +174,14 @@ def test_a_loop_of_unknown_length_counts_as_endless():
     assert sharding.collectives(alone).bytes == 0
 
 
+def test_what_is_in_a_loop_is_so_for_those_who_call_it():
+    before = LOOPS.replace("INNER", TRIPS)
+    text = program("%v = f32[8] call(%p), to_apply=%outer", before=before)
+    found = sharding.collectives(text)
+    assert found.counts == {"all_gather": 3, "all_reduce": 4}
+    assert found.in_loops == 2
+
+
 def test_calls_and_branches_count_each_time_they_are_named():
     text = program(
         "%a = f32[8] call(%p), to_apply=%inner",

@@ -16,9 +16,18 @@ SOLVE = 'custom_call_target="lapack_strsm_ffi"'
 ALWAYS = {"probability": 1.0}
 
 
-def after(tx, *gradients):
+@functools.cache
+def compiled(**settings):
+    """Tests share what is compiled: the key is in the state, not in the program."""
+    tx = optimizers.scale_by_psgd_kron(**settings)
+    return tx.init, jax.jit(tx.update)
+
+
+def after(settings, *gradients, key=0):
     """Returns the last update and state; the leaf is called 'kernel'."""
-    state, update = tx.init({"kernel": gradients[0]}), jax.jit(tx.update)
+    _, update = compiled(**settings)
+    tx = optimizers.scale_by_psgd_kron(**settings, key=jax.random.key(key))
+    state = tx.init({"kernel": gradients[0]})
     for gradient in gradients:
         updates, state = update({"kernel": gradient}, state)
     return np.asarray(updates["kernel"]), state
@@ -64,15 +73,15 @@ def test_updates_have_at_most_their_root_mean_square(gradients):
 
     # P starts as the identity; ten thousand times a gradient is far above.
     big = 1e4 * gradients[0]
-    got, _ = after(optimizers.scale_by_psgd_kron(), big)
+    got, _ = after({}, big)
     assert rms(got) == pytest.approx(1.1, rel=1e-5)
-    free, _ = after(optimizers.scale_by_psgd_kron(clip_rms=None), big)
+    free, _ = after({"clip_rms": None}, big)
     np.testing.assert_allclose(got, 1.1 * free / rms(free), rtol=1e-5)
-    entries, _ = after(optimizers.scale_by_psgd_kron(clip_entries=0.5), big)
+    entries, _ = after({"clip_entries": 0.5}, big)
     np.testing.assert_allclose(entries, np.clip(got, -0.5, 0.5), rtol=1e-6)
     # Each matrix of a stack has its own limit.
     pair = jnp.stack([big, 1e-4 * gradients[1]])
-    both, _ = after(optimizers.scale_by_psgd_kron(), pair)
+    both, _ = after({}, pair)
     assert rms(both[0]) == pytest.approx(1.1, rel=1e-5) and rms(both[1]) < 0.01
 
 
@@ -92,7 +101,7 @@ def test_without_gradients_it_stays_finite():
     q_left, q_right = (np.asarray(q[0], float) for q in state.factors[0])
     top = np.linalg.norm(q_left, 2) * np.linalg.norm(q_right, 2)
     assert 1e8 < top**2 < 1e11
-    updates, _ = tx.update({"kernel": jnp.ones(SHAPE)}, state)
+    updates, _ = compiled()[1]({"kernel": jnp.ones(SHAPE)}, state)
     assert np.isfinite(updates["kernel"]).all()
 
 
@@ -113,9 +122,9 @@ def test_the_authors_schedule_falls_after_five_hundred_steps():
     want = [1, 1, np.exp(-0.001), np.exp(-1), np.exp(-3.506), 0.03, 0.03]
     np.testing.assert_allclose(got, want, rtol=1e-4)
     # One step below 1 and every second step is left out.
-    tx = optimizers.scale_by_psgd_kron()
-    state = tx.init({"kernel": jnp.ones(SHAPE)})._replace(count=jnp.int32(499))
-    update, waited = jax.jit(tx.update), []
+    init, update = compiled()
+    state = init({"kernel": jnp.ones(SHAPE)})._replace(count=jnp.int32(499))
+    waited = []
     for _ in range(6):
         _, state = update({"kernel": jnp.ones(SHAPE)}, state)
         waited.append(int(state.since))
@@ -141,32 +150,31 @@ def test_the_factors_may_learn_from_the_bare_gradient(gradients):
     pair = gradients[0], -gradients[0]
     settings = {"b1": 0.5, "running_mean": True, "relative_damping": 0.0, **ALWAYS}
     # The mean of the pair is nothing; the gradients are not.
-    mean, a = after(optimizers.scale_by_psgd_kron(**settings), *pair)
+    mean, a = after(settings, *pair)
     np.testing.assert_array_equal(mean, 0)
-    bare = optimizers.scale_by_psgd_kron(**settings, whiten="gradient")
-    _, b = after(bare, *pair)
+    _, b = after({**settings, "whiten": "gradient"}, *pair)
     assert np.linalg.norm(b.factors[0][0]) < 0.95 * np.linalg.norm(a.factors[0][0])
 
 
 def test_an_update_may_come_before_its_refresh(gradients):
-    late = optimizers.scale_by_psgd_kron(clip_rms=None, refresh_first=False)
+    late = {"clip_rms": None, "refresh_first": False}
     first, state = after(late, gradients[0])
     np.testing.assert_allclose(first, gradients[0], rtol=1e-6)  # P was the identity
-    soon, other = after(optimizers.scale_by_psgd_kron(clip_rms=None), gradients[0])
+    soon, other = after({"clip_rms": None}, gradients[0])
     assert np.abs(soon - first).max() > 0.1
     np.testing.assert_allclose(state.factors[0][0], other.factors[0][0], rtol=1e-6)
 
 
 def test_a_key_fixes_the_draws_and_equal_matrices_draw_alike(gradients):
     g = gradients[0]
-    base, _ = after(optimizers.scale_by_psgd_kron(), g)
-    again, _ = after(optimizers.scale_by_psgd_kron(key=jax.random.key(0)), g)
-    other, state = after(optimizers.scale_by_psgd_kron(key=jax.random.key(1)), g)
+    base, _ = after({}, g)
+    again, _ = after({}, g)
+    other, state = after({}, g, key=1)
     np.testing.assert_array_equal(base, again)
     assert np.abs(base - other).max() > 1e-3
     assert jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key)
-    # No neighbour changes what a matrix gets.
-    pair, _ = after(optimizers.scale_by_psgd_kron(), jnp.stack([gradients[1], g]))
+    # No neighbour, here a layer of a stack, changes what a matrix gets.
+    pair, _ = after({}, jnp.stack([gradients[1], g]))
     np.testing.assert_allclose(pair[1], base, rtol=1e-5, atol=1e-6)
 
 
@@ -186,23 +194,22 @@ def test_which_factors_are_full():
     assert sizes("all", (3, 4, 2)) == [False, False, False]
 
 
-def test_layers_in_a_stack_are_layers_apart(gradients):
-    tree = {"conv": {"kernel": jnp.ones((2, 2, 3, 4))}, "layers": jnp.ones((3, 4, 6))}
-    tx = optimizers.scale_by_psgd_kron(views="axes")
-    assert [len(own) for own in tx.init(tree).factors] == [4, 3]
-    stacked, _ = after(optimizers.scale_by_psgd_kron(), jnp.stack(gradients))
-    for layer, gradient in zip(stacked, gradients, strict=True):
-        apart, _ = after(optimizers.scale_by_psgd_kron(), gradient)
-        np.testing.assert_allclose(layer, apart, rtol=1e-5, atol=1e-6)
+def test_matrices_have_two_factors_and_tensors_one_for_each_axis():
     conv = {"conv": {"kernel": jnp.ones((2, 2, 3, 4))}}
     (own,) = optimizers.scale_by_psgd_kron().init(conv).factors
     assert [q.shape for q in own] == [(1, 12, 12), (1, 4, 4)]
+    (own,) = optimizers.scale_by_psgd_kron(views="axes").init(conv).factors
+    assert [q.shape[1:] for q in own] == [(n, n) for n in (2, 2, 3, 4)]
+    layers = {"layers": {"kernel": jnp.ones((3, 4, 6))}}
+    (own,) = optimizers.scale_by_psgd_kron().init(layers).factors
+    assert [q.shape for q in own] == [(3, 4, 4), (3, 6, 6)]
 
 
 def test_momentum_has_its_dtype_and_factors_are_float32(gradients):
     tx = optimizers.psgd_kron(0.1, accumulator_dtype=jnp.bfloat16)
     gradient = {"kernel": gradients[0].astype(jnp.bfloat16)}
-    updates, state = tx.update(gradient, tx.init(gradient), gradient)
+    state = jax.eval_shape(tx.init, gradient)
+    updates, state = jax.eval_shape(tx.update, gradient, state, gradient)
     assert updates["kernel"].dtype == jnp.bfloat16
     assert optax.tree.get(state, "momentum")[0].dtype == jnp.bfloat16
     assert optax.tree.get(state, "factors")[0][0].dtype == jnp.float32

@@ -37,7 +37,15 @@ SHARED_FILES = {
     ),
     "controllers": ("_forecast", "_next_rate", "_stages"),
     "sharding": (
-        *("_moves", "_spread", "_state", "_compiled_text", "_parameters", "_placed"),
+        *(
+            "_moves",
+            "_slots",
+            "_spread",
+            "_state",
+            "_compiled_text",
+            "_parameters",
+            "_placed",
+        ),
     ),
     "links": ("_arrays", "_rate"),
     "optimizers": (

@@ -92,12 +92,25 @@ class Moves:
                 block = jax.lax.dynamic_index_in_dim(block, mine, index, keepdims=False)
         if not self.moved:
             return block
-        parts = self._exchanged(block.reshape(-1, share, *sizes))
+        return self.joined(self._exchanged(block.reshape(-1, share, *sizes)))
+
+    def joined(self, parts: jax.Array) -> jax.Array:
+        """From the parts of all devices along `moved`, in order, to whole rows."""
+        share, *sizes = parts.shape[1:]
         parts = parts.reshape(*map(self._along, self.moved), share, *sizes)
-        whole = [
-            n * self.size(names) for n, names in zip(sizes, self.place[1:], strict=True)
-        ]
+        times = map(self.size, self.place[1:])
+        whole = [n * devices for n, devices in zip(sizes, times, strict=True)]
         return parts.transpose(self._order).reshape(share, *whole)
+
+    def parted(self, whole: jax.Array) -> jax.Array:
+        """Undoes `joined`."""
+        share, *sizes = whole.shape
+        split = []
+        for n, names in zip(sizes, self.place[1:], strict=True):
+            split += [*map(self._along, names), n // self.size(names)]
+        back = sorted(range(len(self._order)), key=self._order.__getitem__)
+        parts = whole.reshape(share, *split).transpose(back)
+        return parts.reshape(-1, share, *parts.shape[len(self.moved) + 1 :])
 
     def back(self, whole: jax.Array, length: int) -> jax.Array:
         """Undoes `there` for a block of `length` rows, each of any size.
@@ -112,13 +125,8 @@ class Moves:
             gathered, moved = self.left, ()
         block = whole
         if moved:
-            split = []
-            for n, names in zip(sizes, self.place[1:], strict=True):
-                split += [*map(self._along, names), n // self.size(names)]
-            back = sorted(range(len(self._order)), key=self._order.__getitem__)
-            parts = block.reshape(share, *split).transpose(back)
-            sizes = parts.shape[len(moved) + 1 :]
-            block = self._exchanged(parts.reshape(-1, share, *sizes))
+            block = self._exchanged(self.parted(whole))
+            sizes = block.shape[2:]
         if self.size(gathered) > 1:
             gather = functools.partial(jax.lax.all_gather, axis_name=gathered)
             block = self._sent(gather, block)

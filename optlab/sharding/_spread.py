@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from optlab.sharding import _slots
 from optlab.sharding._moves import Moves, names_of, spec_of
 
 WIRES = (None, "bfloat16")
@@ -75,18 +76,28 @@ class Spread:
         Raises:
           ValueError: If a stack lies on another mesh, or where cannot be seen.
         """
-        firsts = [None] * len(stacks)
-        return self._run(
-            lambda stacks, kept, _: function(stacks, kept), stacks, kept, ranks, firsts
-        )
+
+        def local(
+            moves: list[Moves], blocks: list[jax.Array], kept: Any
+        ) -> tuple[list[Any], Any]:
+            whole = [move.there(x) for move, x in zip(moves, blocks, strict=True)]
+            found, kept = function(whole, kept)
+            back = [
+                jax.tree.map(functools.partial(move.back, length=x.shape[0]), own)
+                for own, move, x in zip(found, moves, blocks, strict=True)
+            ]
+            return back, kept
+
+        return self._run(local, stacks, kept, ranks, [None] * len(stacks))
 
     def each(
         self, kernel: Callable[[jax.Array], jax.Array], stacks: Sequence[jax.Array]
     ) -> list[jax.Array]:
         """Applies a kernel to every stack, and lets no device work on padding.
 
-        What is left when all devices have as many matrices of a stack is dealt so that
-        the devices with one of this stack have, as far as can be, none of the next.
+        Stacks with fewer matrices than half of the devices go together, one matrix to
+        a device, as many as fit. What is left of a longer one when all devices have as
+        many is dealt to devices which have, as far as can be, none of the others.
 
         Args:
           kernel: Maps (k, m, n) to (k, m, n) and zero to zero.
@@ -99,12 +110,12 @@ class Spread:
           ValueError: As calling does.
         """
 
-        def run(stacks: list[jax.Array], kept: Any, rests: list[Any]) -> Any:
-            return [
-                _but_padding(kernel, *pair) for pair in zip(stacks, rests, strict=True)
-            ], kept
+        def local(
+            moves: list[Moves], blocks: list[jax.Array], kept: Any
+        ) -> tuple[list[Any], Any]:
+            return _slots.applied(kernel, moves, blocks), kept
 
-        return self._run(run, stacks, (), None, self._apart(stacks))[0]
+        return self._run(local, stacks, (), None, self._apart(stacks))[0]
 
     def _apart(self, stacks: Sequence[jax.Array]) -> list[int]:
         """Chooses, for the rest of each stack, the first of the devices that get it."""
@@ -128,7 +139,7 @@ class Spread:
         ranks: Sequence[Any] | None,
         firsts: Sequence[int | None],
     ) -> tuple[list[Any], Any]:
-        """Does as calling; the function is also told where the last row is padding."""
+        """Runs a function of the moves and blocks of a device, and what is kept."""
         given = list(map(self.where, stacks))
         moves = list(map(self._moves, stacks, given, firsts))
         ins = [spec_of(move.place) for move in moves]
@@ -141,20 +152,8 @@ class Spread:
             lambda x: PartitionSpec(self.axes) if jnp.ndim(x) else PartitionSpec(), kept
         )
 
-        def local(blocks: list[jax.Array], kept: Any) -> tuple[list[Any], Any]:
-            whole = [move.there(x) for move, x in zip(moves, blocks, strict=True)]
-            rests = [
-                move.has_rest(len(x)) for move, x in zip(moves, blocks, strict=True)
-            ]
-            found, kept = function(whole, kept, rests)
-            back = [
-                jax.tree.map(functools.partial(move.back, length=x.shape[0]), own)
-                for own, move, x in zip(found, moves, blocks, strict=True)
-            ]
-            return back, kept
-
         run = jax.shard_map(
-            local,
+            functools.partial(function, moves),
             # Where a mesh is set, it is that one; else it has to be told.
             mesh=self.mesh if jax.sharding.get_abstract_mesh().empty else None,
             in_specs=(ins, stay),
@@ -201,16 +200,6 @@ class Spread:
         kept = [tuple(a for a in own if a in self.axes) for own in others]
         place = (rows, *kept)
         return Moves(self.mesh, self.axes, self.pad, place, self.wire_dtype, first)
-
-
-def _but_padding(
-    kernel: Callable[[jax.Array], jax.Array], x: jax.Array, rest: jax.Array | None
-) -> jax.Array:
-    """Applies a kernel to rows, to the last of them if it is no padding."""
-    if rest is None:
-        return kernel(x)
-    last = jax.lax.cond(rest, kernel, jnp.zeros_like, x[-1:])
-    return jnp.concatenate([kernel(x[:-1]), last]) if len(x) > 1 else last
 
 
 def _moved(x: jax.Array, at: PartitionSpec, to: PartitionSpec) -> jax.Array:

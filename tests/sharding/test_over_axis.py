@@ -203,3 +203,26 @@ def test_the_rests_of_short_stacks_go_to_different_devices():
         for first, count in zip(firsts, (3, 3, 2), strict=True)
     ]
     assert sum(map(len, taken)) == len(set.union(*taken)) == 8
+
+
+@pytest.mark.parametrize("kind", ["explicit", "auto"])
+@pytest.mark.parametrize("cut", [(None, "d", "t"), (None, None, "t")], ids=str)
+def test_short_stacks_of_several_shapes_go_together(kind, cut):
+    # On Auto axes the ways are unseen: only the values are the same.
+    where = mesh(kind, (2, 4))
+    shapes = ((8, 16), (16, 8), (8, 8), (16, 16))
+    stacks = [
+        jax.device_put(stack(3, shape), NamedSharding(where, P(*cut)))
+        for shape in shapes
+    ]
+    kernel = sharding.over_axis(KERNEL, where, ("d", "t"))
+    with jax.set_mesh(where):
+        got = jax.jit(kernel.each)(stacks)
+        found = sharding.collectives(kernel.each, stacks)
+    for x, y in zip(stacks, got, strict=True):
+        np.testing.assert_allclose(y, KERNEL(np.asarray(x)), atol=ROUNDING)
+    if kind == "explicit":
+        assert all(y.sharding == x.sharding for x, y in zip(stacks, got, strict=True))
+        # Twelve matrices on eight devices: twice there and back, not four times.
+        kinds = {"all_to_all": 4} | ({"all_gather": 2} if cut[1] is None else {})
+        assert found.counts == kinds

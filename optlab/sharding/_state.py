@@ -1,6 +1,5 @@
 """Where the state of an optimizer lives: a placement for each of its arrays."""
 
-import contextlib
 import dataclasses
 import math
 from typing import Any, NamedTuple
@@ -23,10 +22,10 @@ class Policy:
     Attributes:
       data_axis: ZeRO-1: the optimizer sees every parameter as if it were cut over this
         mesh axis too, on the first axis that divides (a whole one goes first), and its
-        state is cut likewise. So are, at rest, arrays that belong to no parameter.
-      stack_axes: Stacks (k, m, n) that belong to no single parameter, such as the
-        factors of SOAP, rest cut over k: over as many of these mesh axes, from the
-        first on, as divide it.
+        state is cut likewise. So are, at rest, arrays that belong to no one parameter.
+      stack_axes: Stacks (k, m, n) that belong to no one parameter, such as the factors
+        of SOAP, rest cut over k if they are whole otherwise: over as many of these mesh
+        axes, from the first on, as divide k.
       memory_kind: Memory in which arrays rest, such as 'pinned_host' for the host.
     """
 
@@ -146,12 +145,11 @@ def init_sharded(
             " sharding.state_shardings gives the placement alone"
         )
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        committed = isinstance(leaf, jax.Array) and leaf.committed
-        if committed and leaf.sharding.device_set != known.devices:
+        here = getattr(leaf, "sharding", None)  # A traced array does not tell.
+        if here and leaf.committed and here.device_set != known.devices:
             raise ValueError(
-                f"init_sharded: parameter {known.by_path[path].name!r} is on"
-                f" {leaf.sharding}, not on the devices of its sharding; move it with"
-                " jax.device_put first"
+                f"init_sharded: parameter {known.by_path[path].name!r} is on {here}, not"
+                " on the devices of its sharding; move it with jax.device_put first"
             )
 
     def init(params: Any) -> Any:
@@ -161,11 +159,11 @@ def init_sharded(
         return jax.jit(init, out_shardings=shardings)(params)
     make: Any = init
     # Inside, axes are of the type with which `init` could be traced.
-    if plan.typed and known.mesh.auto_axes:
+    if plan.error is None and known.mesh.auto_axes:
         specs = (jax.tree.map(lambda s: s.spec, known.shardings(params)),)
         axes = known.mesh.axis_names
         make = jax.sharding.explicit_axes(init, axes=axes, in_sharding=specs)
-    elif not plan.typed and known.mesh.explicit_axes:
+    elif plan.error is not None and known.mesh.explicit_axes:
         make = jax.sharding.auto_axes(init, out_sharding=shardings)
     with jax.sharding.use_abstract_mesh(known.mesh.abstract_mesh):
         return jax.jit(make, out_shardings=shardings)(params)
@@ -188,7 +186,8 @@ def explain_state(
     Returns:
       One line for each array with path, shape, spec and rule: 'type' if `init` placed
       it, 'parameter', 'factor' or 'window' if it lies like the parameter at its path,
-      'whole' if it is replicated; then what the policy added.
+      'whole' if it is replicated; then what the policy added. If `init` cannot be
+      traced with Explicit axes, one more line tells why.
 
     Raises:
       TypeError: As `state_shardings`.
@@ -204,20 +203,27 @@ def explain_state(
       Written for this library.
     """
     plan = plan_of("explain_state", tx, params, param_shardings, policy)
-    return "\n".join(
+    lines = [
         f"{trees.path_string(leaf.path)} {leaf.shape}"
         f" {_parameters.spec_of(leaf.at_rest)} {leaf.rule}"
         for leaf in plan.leaves
-    )
+    ]
+    if plan.error is not None:
+        lines.append(f"init cannot be traced with Explicit axes: {plan.error!r}")
+    return "\n".join(lines)
 
 
 class Leaf(NamedTuple):
-    """One array of a state: how `update` wants it, how it rests, and why."""
+    """One array of a state: how `update` wants it, how it rests, and why.
+
+    It is owned if it is the share of one parameter.
+    """
 
     path: _parameters.Path
     shape: tuple[int, ...]
     cuts: _parameters.Cuts
     rule: str
+    owned: bool
     at_rest: _parameters.Cuts
     memory_kind: str | None = None
 
@@ -230,14 +236,14 @@ class Plan(NamedTuple):
       seen: The parameters as the optimizer sees them.
       treedef: Structure of the state.
       leaves: Its arrays.
-      typed: Whether `init` could be traced with Explicit axes.
+      error: What `init` raised when it was traced with Explicit axes, or None.
     """
 
     known: _parameters.Parameters
     seen: _parameters.Parameters
     treedef: Any
     leaves: list[Leaf]
-    typed: bool
+    error: Exception | None
 
     def shardings(self) -> Any:
         """Returns the tree of shardings at rest."""
@@ -262,56 +268,62 @@ def plan_of(
     seen = known
     if policy.data_axis is not None:
         seen = known.further(policy.data_axis)
-    state, typed = _traced(tx, params, seen)
+    state, error = _traced(tx, params, seen)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
     found = []
     for path, x in leaves:
-        cuts, rule = _by_rule(path, x, seen)
-        leaf = Leaf(path, x.shape, cuts, rule, at_rest=cuts)
+        leaf = _by_rule(path, x, seen)
         if x.ndim and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             leaf = _by_policy(leaf, policy, known.axis_sizes)
         found.append(leaf)
-    return Plan(known, seen, treedef, found, typed)
+    return Plan(known, seen, treedef, found, error)
 
 
-def _traced(tx: Any, params: Any, known: _parameters.Parameters) -> tuple[Any, bool]:
-    """Traces `init`, with Explicit axes if it can, and says whether it could."""
+def _traced(
+    tx: Any, params: Any, known: _parameters.Parameters
+) -> tuple[Any, Exception | None]:
+    """Traces `init`, with Explicit axes if it can, and says why not otherwise."""
 
     def abstract(x: Any, sharding: Any = None) -> jax.ShapeDtypeStruct:
         dtype = jax.dtypes.result_type(x)
         return jax.ShapeDtypeStruct(jnp.shape(x), dtype, sharding=sharding)
 
-    if known.mesh is not None:
-        names = known.mesh.axis_names
-        twin = AbstractMesh(
-            known.mesh.axis_sizes, names, axis_types=(AxisType.Explicit,) * len(names)
-        )
-        where = known._replace(mesh=twin).shardings(params)
-        # What an init raises on axes that it does not know can be anything.
-        with contextlib.suppress(Exception), jax.sharding.use_abstract_mesh(twin):
-            return jax.eval_shape(tx.init, jax.tree.map(abstract, params, where)), True
-    return jax.eval_shape(tx.init, jax.tree.map(abstract, params)), False
+    plain = jax.tree.map(abstract, params)
+    if known.mesh is None:
+        return jax.eval_shape(tx.init, plain), None
+    names = known.mesh.axis_names
+    twin = AbstractMesh(
+        known.mesh.axis_sizes, names, axis_types=(AxisType.Explicit,) * len(names)
+    )
+    where = known._replace(mesh=twin).shardings(params)
+    try:
+        with jax.sharding.use_abstract_mesh(twin):
+            return jax.eval_shape(tx.init, jax.tree.map(abstract, params, where)), None
+    except Exception as error:  # An init that does not know such axes raises anything.
+        return jax.eval_shape(tx.init, plain), error
 
 
-def _by_rule(
-    path: _parameters.Path, x: Any, known: _parameters.Parameters
-) -> tuple[_parameters.Cuts, str]:
+def _by_rule(path: _parameters.Path, x: Any, known: _parameters.Parameters) -> Leaf:
     """Places one array by its type, or else by the parameter at the end of its path."""
     cuts: _parameters.Cuts = ((),) * x.ndim
     if x.sharding is not None:
         cuts = _parameters.cuts_of(x.sharding.spec, x.ndim)
-    if any(cuts):
-        return cuts, "type"
-    for start in range(len(path) + 1):
-        suffix = path[start:]
+    found = None
+    for suffix in (path[start:] for start in range(len(path) + 1)):
         if suffix in known.by_path:
             _, shape, param_cuts = known.by_path[suffix]
             found = _like(x.shape, shape, param_cuts)
             # A bare number is also how methods call their stacks of matrices.
             number = all(isinstance(k, jax.tree_util.SequenceKey) for k in suffix)
-            if found and not (number and len(shape) != x.ndim):
-                return found
-    return cuts, "whole"
+            if found and number and len(shape) != x.ndim:
+                found = None
+            break
+    rule = "whole"
+    if any(cuts):
+        rule = "type"
+    elif found is not None:
+        cuts, rule = found
+    return Leaf(path, x.shape, cuts, rule, owned=found is not None, at_rest=cuts)
 
 
 def _like(
@@ -341,15 +353,14 @@ def _like(
 def _by_policy(leaf: Leaf, policy: Policy, sizes: dict[str, int]) -> Leaf:
     """Cuts an array that belongs to no parameter, and says in which memory it rests."""
     cuts, rule = leaf.cuts, leaf.rule
-    if leaf.rule == "whole":
-        if len(leaf.shape) >= 3 and leaf.shape[0]:
-            for count in range(len(policy.stacks_over), 0, -1):
-                over = policy.stacks_over[:count]
-                if leaf.shape[0] % math.prod(sizes[axis] for axis in over) == 0:
-                    cuts, rule = (over, *cuts[1:]), f"{rule}, stack"
-                    break
-        if policy.data_axis is not None:
-            before = cuts
-            cuts = _parameters.cut_further(leaf.shape, cuts, policy.data_axis, sizes)
-            rule = rule if cuts == before else f"{rule}, data"
+    if rule == "whole" and len(leaf.shape) >= 3 and leaf.shape[0]:
+        for count in range(len(policy.stacks_over), 0, -1):
+            over = policy.stacks_over[:count]
+            if leaf.shape[0] % math.prod(sizes[axis] for axis in over) == 0:
+                cuts, rule = (over, *cuts[1:]), f"{rule}, stack"
+                break
+    if policy.data_axis is not None and not leaf.owned:
+        before = cuts
+        cuts = _parameters.cut_further(leaf.shape, cuts, policy.data_axis, sizes)
+        rule = rule if cuts == before else f"{rule}, data"
     return leaf._replace(at_rest=cuts, rule=rule, memory_kind=policy.memory_kind)

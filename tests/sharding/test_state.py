@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from optlab import catalog, sharding, testing
+from optlab import catalog, optimizers, sharding, testing
 
 P = PartitionSpec
 AXES = ("data", "model")
@@ -229,6 +229,20 @@ def test_moments_lie_like_parameters_and_factors_like_what_is_left_of_them():
     assert factored.v["bias"]["kernel"].spec == P("model")
 
 
+@BOTH
+def test_a_state_can_be_made_inside_of_a_program(axis_type):
+    mesh, tx = mesh_of(axis_type), optax.adam(0.1)
+    params = tree_of(mesh)
+
+    @jax.jit
+    def make(params):
+        return sharding.init_sharded(tx, params, places_of_params)
+
+    places_of_params = places(params)
+    with jax.set_mesh(mesh):
+        require_placed(make(params), sharding.state_shardings(tx, params))
+
+
 def test_none_and_empty_leaves_and_missing_parameters_do_no_harm():
     params = {**tree_of(mesh_of(AxisType.Auto)), "nothing": None}
     whole = NamedSharding(mesh_of(AxisType.Auto), P())
@@ -325,6 +339,8 @@ def test_of_a_square_parameter_a_forgotten_factor_stays_whole():
     assert "rows/w/kernel (8,) P() whole" in lines
     assert "rows/v/kernel (8,) P() factor" in lines
     assert "window/w/kernel (5, 8, 8) P(None, 'data', 'model') window" in lines
+    lines = sharding.explain_state(from_shapes(fails=True), params).splitlines()
+    assert lines[-1].startswith("init cannot be traced with Explicit axes: Sharding")
 
 
 def test_a_stack_is_not_taken_for_a_window_of_the_parameter_of_its_number():
@@ -398,12 +414,22 @@ def test_stacks_are_cut_over_as_many_axes_as_divide_them():
     assert traced({"all": (16, 4, 4)}, zero1) == {"all": P("model", "data")}
 
 
-def test_zero1_gathers_each_update_once_and_moves_nothing_else():
+def test_zero1_cuts_stacks_that_are_spread_over_another_axis():
     mesh = mesh_of(AxisType.Explicit)
-    params = tree_of(mesh, REPLICAS)
+    kinds = {f"dense_{i}": ((16, 8), P(None, "model")) for i in range(4)}
+    params, policy = tree_of(mesh, kinds), sharding.Policy(data_axis="data")
+    soap = optimizers.scale_by_soap(over=sharding.spread(mesh, "model"))
+    assert sharding.state_shardings(soap, params).nu[0].spec == P("model")
+    state = sharding.state_shardings(soap, params, policy=policy)
+    assert state.nu[0].spec == P("model", "data")
+
+
+@BOTH
+def test_zero1_gathers_each_update_once_and_moves_nothing_else(axis_type):
+    params = tree_of(mesh_of(axis_type), REPLICAS)
     policy = sharding.Policy(data_axis="data")
     tx = sharding.stored(optax.adamw(0.1), places(params), policy)
-    state = sharding.init_sharded(tx, params)
+    state = sharding.init_sharded(tx, params, policy=policy)
     sharding.assert_collectives(jax.jit(tx.update), params, state, params, all_gather=5)
 
 
@@ -547,6 +573,8 @@ def test_axes_that_the_mesh_does_not_have_are_refused():
             ValueError, match=r"'rows', but the mesh has \('data', 'mod"
         ):
             refused(params, policy=policy)
+    with pytest.raises(ValueError, match="memory kind: attic"):
+        refused(params, policy=sharding.Policy(memory_kind="attic"))
 
 
 def test_what_init_itself_refuses_is_shown():

@@ -26,20 +26,9 @@ TEMPLATE = catalog.Row(
 )
 
 
-# Compiling for eight devices takes seconds a row: all but these are for the slow run.
-MESHES = ("auto_mesh", "explicit_mesh")
-ON_MESHES_EVERY_TIME = ("sgd", "adamw", "lion", "muon", "soap", "mkor", "galore")
-# One worker asks all promises of a row: what they share is compiled once.
+# One worker asks all promises of a row: each compiles what it shares only once.
 CASES = [
-    pytest.param(
-        name,
-        promise,
-        marks=[
-            pytest.mark.xdist_group(name),
-            *[pytest.mark.slow]
-            * (promise in MESHES and name not in ON_MESHES_EVERY_TIME),
-        ],
-    )
+    pytest.param(name, promise, marks=pytest.mark.xdist_group(name))
     for name in (*ROWS, TEMPLATE.name)
     for promise in testing.PROMISES
 ]

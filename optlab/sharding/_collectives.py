@@ -157,26 +157,26 @@ def assert_collectives(
     Source:
       Written for this library.
     """
-    # In the order of KINDS.
-    wanted: dict[str, float | None] = dict(
-        zip(
-            KINDS,
-            (
-                *(all_to_all, all_gather, all_reduce, reduce_scatter),
-                *(collective_permute, collective_broadcast, ragged_all_to_all),
-            ),
-            strict=True,
-        )
-    )
+    wanted = {
+        "all_to_all": all_to_all,
+        "all_gather": all_gather,
+        "all_reduce": all_reduce,
+        "reduce_scatter": reduce_scatter,
+        "collective_permute": collective_permute,
+        "collective_broadcast": collective_broadcast,
+        "ragged_all_to_all": ragged_all_to_all,
+        "collectives in all": total,
+        "collectives inside loops": in_loops,
+    }
     got = collectives(fn, *args, **kwargs)
-    found: dict[str, float] = {kind: got.counts.get(kind, 0) for kind in KINDS}
-    wanted |= {"collectives in all": total, "collectives inside loops": in_loops}
-    found["collectives in all"] = sum(got.counts.values())
-    found["collectives inside loops"] = got.in_loops
+    found = got.counts | {
+        "collectives in all": sum(got.counts.values()),
+        "collectives inside loops": got.in_loops,
+    }
     wrong = [
-        f"wanted {want} {what}, found {found[what]}"
+        f"wanted {want} {what}, found {found.get(what, 0)}"
         for what, want in wanted.items()
-        if want is not None and want != found[what]
+        if want is not None and want != found.get(what, 0)
     ]
     if bytes_at_most is not None and got.bytes > bytes_at_most:
         wrong.append(f"wanted at most {bytes_at_most:,} bytes, found {got.bytes:,.0f}")

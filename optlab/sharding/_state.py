@@ -300,7 +300,8 @@ def _traced(
         with jax.sharding.use_abstract_mesh(twin):
             return jax.eval_shape(tx.init, jax.tree.map(abstract, params, where)), None
     except Exception as error:  # An init that does not know such axes raises anything.
-        return jax.eval_shape(tx.init, plain), error
+        failed = error
+    return jax.eval_shape(tx.init, plain), failed
 
 
 def _by_rule(path: _parameters.Path, x: Any, known: _parameters.Parameters) -> Leaf:

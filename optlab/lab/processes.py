@@ -121,6 +121,21 @@ def fault(own: str) -> str:
     return ""
 
 
+def require_same(own: str) -> None:
+    """Refuses to go on unless all processes were given the same.
+
+    Args:
+      own: What this one was given, such as its command line.
+
+    Raises:
+      LabError: In all processes, if one differs.
+    """
+    same = own == decide(lambda: own)
+    said = fault("" if same else f"has another command than process 0: {own}")
+    if said:
+        raise lab.LabError(said)
+
+
 def total(number: int) -> int:
     """Adds up a number from 0 to 2**64 - 1 of each process, modulo 2**64."""
     if count() == 1:

@@ -304,17 +304,19 @@ def define_mesh(values: flags.FlagValues) -> None:
     )
 
 
-def placed(given: types.SimpleNamespace) -> "placement.Placement":
+def placed(given: types.SimpleNamespace, command: str) -> "placement.Placement":
     """Joins the other processes and makes the mesh, if the flags ask for it.
 
     Args:
       given: The value of each flag.
+      command: The command line, which all processes must share.
 
     Returns:
       Where to train.
 
     Raises:
       UsageError: If there can be no such mesh.
+      LabError: If the processes do not come together.
     """
     import jax
 
@@ -323,6 +325,7 @@ def placed(given: types.SimpleNamespace) -> "placement.Placement":
     mesh = given.mesh
     if given.distributed:
         processes.start()
+        processes.require_same(command)
         mesh = mesh or f"data={jax.device_count()}"
     with checked():
         return placement.on_mesh(mesh) if mesh else placement.Placement()

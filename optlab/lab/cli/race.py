@@ -60,7 +60,7 @@ def run(given: types.SimpleNamespace, command: str) -> None:
     """
     from optlab.lab import processes, race, report
 
-    where = options.placed(given)
+    where = options.placed(given, command)
     with options.checked():
         planned = race.plan(
             given.workload,

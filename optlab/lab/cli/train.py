@@ -77,9 +77,8 @@ def run(given: types.SimpleNamespace, command: str) -> None:
         workloads,
     )
 
-    del command
     text, controller, law = given.chain, None, None
-    where = options.placed(given)
+    where = options.placed(given, command)
     with options.checked():
         runs.check_workload(given.workload)
         if given.schedule:

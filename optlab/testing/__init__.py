@@ -93,6 +93,7 @@ PROMISES: Mapping[str, Promise] = _promises(
     _inputs.empty_leaves,
     _mesh.explicit_mesh,
     _mesh.auto_mesh,
+    _mesh.sends_no_more_for_more_layers,
     _resume.resume_orbax,
     _resume.resume_msgpack,
     _descent.descends_quadratic,

@@ -28,6 +28,42 @@ def auto_mesh(subject: Subject) -> str:
     return _require_same_on_mesh(subject, AxisType.Auto)
 
 
+def sends_no_more_for_more_layers(subject: Subject) -> str:
+    """On a mesh twice the layers of a shape send no more often, and none in a loop."""
+    if jax.device_count() < DEVICES:
+        raise NotApplicable("needs 8 devices, set jax_num_cpu_devices")
+    mesh = jax.make_mesh((DEVICES,), (AXIS,))
+    tx, step = subject.tx, subject.step
+    if subject.row is not None and subject.row.on_mesh is not None:
+        tx = subject.build(**subject.row.on_mesh(mesh, AXIS))
+        step = subject.step_of(tx)
+    fewer, more = (_sent(tx, step, mesh, layers) for layers in (DEVICES, 2 * DEVICES))
+    if more.counts != fewer.counts:
+        raise Broken(
+            f"{DEVICES} layers send {fewer.counts}, {2 * DEVICES} send {more.counts}"
+        )
+    if more.in_loops:
+        raise Broken(f"{more.in_loops} collectives are inside of loops")
+    return ", ".join(f"{n:g} {kind}" for kind, n in more.counts.items()) or "nothing"
+
+
+def _sent(tx: Any, step: Any, mesh: Any, layers: int) -> sharding.Collectives:
+    """Counts what a step sends, with equal matrices of which each device has rows."""
+    random = np.random.default_rng(0)
+    params = {
+        f"dense_{i}": {"kernel": random.normal(size=(16, 8)).astype(np.float32)}
+        for i in range(layers)
+    }
+    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec(AXIS)))
+    with jax.set_mesh(mesh):
+        try:
+            state = tx.init(params)
+        except (KeyError, ValueError) as error:
+            # A chain for the parameters of one model, and these are others.
+            raise NotApplicable(f"does not take other parameters: {error}") from error
+        return sharding.collectives(step, params, state, params)
+
+
 def _require_same_on_mesh(subject: Subject, axis_type: AxisType) -> str:
     if jax.device_count() < DEVICES:
         raise NotApplicable("needs 8 devices, set jax_num_cpu_devices")

@@ -114,8 +114,9 @@ def layer_stacks(
       [1. 1. 0.]
     """
     leaves, treedef = jax.tree.flatten(tree)
-    used = {i for group in groups for x in group for i in (x.kernel, x.bias)}
-    whole = [_tensors.gathered(x) if i in used else x for i, x in enumerate(leaves)]
+    found = {i for group in groups for x in group for i in (x.kernel, x.bias)}
+    used = sorted(i for i in found if i is not None)
+    whole = dict(zip(used, _tensors.gathered([leaves[i] for i in used]), strict=True))
 
     def matrices(layer: Layer) -> jax.Array:
         (stack,) = _matrices.to_matrices(whole[layer.kernel], layer.view)

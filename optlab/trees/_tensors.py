@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -123,14 +124,21 @@ def gathered(tree: Any) -> Any:
       [1. 1.]
     """
     auto = AxisType.Auto in jax.sharding.get_abstract_mesh().axis_types
-
-    def whole(x: jax.Array) -> jax.Array:
-        sharding = jax.typeof(x).sharding
-        if any(sharding.spec):
-            x = jax.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
-        return jax.lax.with_sharding_constraint(x, PartitionSpec()) if auto else x
-
-    return jax.tree.map(whole, tree)
+    leaves, treedef = jax.tree.flatten(tree)
+    groups: dict[Any, list[int]] = {}
+    for index, x in enumerate(leaves):
+        if any(jax.typeof(x).sharding.spec):
+            groups.setdefault(jax.typeof(x), []).append(index)
+    for members in groups.values():
+        # Arrays that lie alike go together, in one collective for all.
+        alike = jnp.stack([leaves[index] for index in members])
+        mesh = jax.typeof(alike).sharding.mesh
+        whole = jax.reshard(alike, NamedSharding(mesh, PartitionSpec()))
+        for place, index in enumerate(members):
+            leaves[index] = whole[place]
+    if auto:
+        leaves = [jax.lax.with_sharding_constraint(x, PartitionSpec()) for x in leaves]
+    return treedef.unflatten(leaves)
 
 
 def placed_like(y: jax.Array, x: jax.Array) -> jax.Array:

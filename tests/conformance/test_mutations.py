@@ -26,7 +26,7 @@ CAUGHT_BY = {
     "one_buffer_twice": ("donation",),
     "parameters_as_state": ("donation",),
     "state_not_placed_like_parameters": MESHES,
-    "gathers_the_update": MESHES,
+    "gathers_the_update": (*MESHES, "sends_no_more_for_more_layers"),
     "state_in_half_precision": (
         "accumulators_are_float32",
         "hyperparameters_keep_precision",

@@ -22,7 +22,7 @@ MATRIX = {"up": {"kernel": jnp.ones((4, 6))}}
         (optimizers.muon_bp, {"blocks": (2,)}, r"blocks must be .*got \(2,\)"),
         (optimizers.muon, {"min_norm": -1.0}, r"min_norm must be 0 or more, got -1\.0"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_numbers_out_of_range_are_named(make, arguments, said):
     with pytest.raises(ValueError, match=said):

@@ -43,7 +43,6 @@ LOW = functools.partial(functools.partial, rank=8)
         (functools.partial(optimizers.frugal, density=0.25), 2),
         (optimizers.scale, 0),
     ],
-    ids=str,
 )
 def test_the_state_has_the_published_bytes_a_parameter(make, want):
     state = jax.eval_shape(make(0.1).init, PARAMS)

@@ -37,6 +37,9 @@ def start() -> None:
     elsewhere the environment says where they are: `JAX_COORDINATOR_ADDRESS` (host and
     port of the first one), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
 
+    It says on standard error what has come together: when a process dies, the others
+    are ended by JAX or by the network's library, and their last words are about that.
+
     Raises:
       LabError: If they are not found, or not all of them come.
     """
@@ -54,6 +57,11 @@ def start() -> None:
             f"cannot join the other processes: {str(error).splitlines()[0]}; outside of"
             f" TPU pods, Slurm, Open MPI and Kubernetes set {', '.join(VARIABLES)}"
         ) from error
+    print(
+        f"optlab: {speaker()}{count()} processes, {jax.device_count()} devices; if a"
+        " process ends, the others end within a minute, and the same commands go on",
+        file=sys.stderr,
+    )
 
 
 def _number(variable: str) -> int | None:

@@ -2,6 +2,10 @@
 
 from optlab.sharding._along_axis import AlongAxis as AlongAxis
 from optlab.sharding._along_axis import along_axis as along_axis
+from optlab.sharding._cheapest import Choice as Choice
+from optlab.sharding._cheapest import Hardware as Hardware
+from optlab.sharding._cheapest import Way as Way
+from optlab.sharding._cheapest import cheapest as cheapest
 from optlab.sharding._collectives import Collectives as Collectives
 from optlab.sharding._collectives import assert_collectives as assert_collectives
 from optlab.sharding._collectives import collectives as collectives

@@ -160,15 +160,7 @@ def on_mesh(text: str) -> Placement:
       ValueError: If the text cannot be read, or the sizes do not multiply to the number
         of devices.
     """
-    sizes: dict[str, int] = {}
-    for pair in text.split(","):
-        name, _, size = (piece.strip() for piece in pair.partition("="))
-        if name not in AXES or name in sizes or not size.isdecimal() or not int(size):
-            raise ValueError(
-                f"mesh '{text}': write each of {', '.join(AXES)} at most once with its"
-                " number of devices, as in 'fsdp=4,tp=2'"
-            )
-        sizes[name] = int(size)
+    sizes = read_axes(text)
     if math.prod(sizes.values()) != jax.device_count():
         raise ValueError(
             f"mesh '{text}' is for {math.prod(sizes.values())} devices, there are"
@@ -178,12 +170,48 @@ def on_mesh(text: str) -> Placement:
 
     def spec(path: str, leaf: jax.Array) -> PartitionSpec:
         del path
-        return _divided(leaf.shape, sizes)
+        return divided(leaf.shape, sizes)
 
     return Placement(mesh, spec)
 
 
-def _divided(shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionSpec:
+def read_axes(text: str) -> dict[str, int]:
+    """Reads the axes of a mesh.
+
+    >>> read_axes("fsdp=4,tp=2")
+    {'fsdp': 4, 'tp': 2}
+
+    Args:
+      text: NAME=SIZE, with commas between.
+
+    Returns:
+      Size by name.
+
+    Raises:
+      ValueError: If the text cannot be read.
+    """
+    sizes: dict[str, int] = {}
+    for pair in text.split(","):
+        name, _, size = (piece.strip() for piece in pair.partition("="))
+        if name not in AXES or name in sizes or not size.isdecimal() or not int(size):
+            raise ValueError(
+                f"mesh '{text}': write each of {', '.join(AXES)} at most once with its"
+                " number of devices, as in 'fsdp=4,tp=2'"
+            )
+        sizes[name] = int(size)
+    return sizes
+
+
+def divided(shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionSpec:
+    """Returns the spec that `on_mesh` gives a parameter of this shape.
+
+    Args:
+      shape: The shape.
+      sizes: Sizes of the mesh axes, as from `read_axes`.
+
+    Returns:
+      The spec; empty entries for what stays whole.
+    """
     owners: list[str | None] = [None] * len(shape)
     large = len(shape) > 1 and math.prod(shape) >= WORTH_DIVIDING
     for name in ("tp", "fsdp") if large else ():

@@ -148,23 +148,22 @@ def init_sharded(
         here = getattr(leaf, "sharding", None)  # A traced array does not tell.
         if here and leaf.committed and here.device_set != known.devices:
             raise ValueError(
-                f"init_sharded: parameter {known.by_path[path].name!r} is on {here}, not"
-                " on the devices of its sharding; move it with jax.device_put first"
+                f"init_sharded: parameter {known.by_path[path].name!r} is on {here},"
+                " not on the devices of its sharding; move it with jax.device_put first"
             )
 
-    def init(params: Any) -> Any:
-        return jax.tree.map(jnp.copy, tx.init(params))
-
+    make: Any = tx.init
+    # Told where its results go, `jax.jit` makes new arrays even of what `init` returns
+    # as it is, so that parameters and state can both be donated.
     if known.mesh is None:
-        return jax.jit(init, out_shardings=shardings)(params)
-    make: Any = init
+        return jax.jit(make, out_shardings=shardings)(params)
     # Inside, axes are of the type with which `init` could be traced.
     if plan.error is None and known.mesh.auto_axes:
         specs = (jax.tree.map(lambda s: s.spec, known.shardings(params)),)
         axes = known.mesh.axis_names
-        make = jax.sharding.explicit_axes(init, axes=axes, in_sharding=specs)
+        make = jax.sharding.explicit_axes(tx.init, axes=axes, in_sharding=specs)
     elif plan.error is not None and known.mesh.explicit_axes:
-        make = jax.sharding.auto_axes(init, out_sharding=shardings)
+        make = jax.sharding.auto_axes(tx.init, out_sharding=shardings)
     with jax.sharding.use_abstract_mesh(known.mesh.abstract_mesh):
         return jax.jit(make, out_shardings=shardings)(params)
 

@@ -240,13 +240,14 @@ def test_a_stack_is_not_taken_for_a_window_of_the_parameter_of_its_number():
         assert leaf.spec in (P(), P(on_mesh.AXES))
 
 
+@on_mesh.BOTH
 @pytest.mark.parametrize("name", ["prodigy", "mechanize"])
-def test_no_state_shares_memory_with_parameters_or_itself(name):
+def test_no_state_shares_memory_with_parameters_or_itself(name, axis_type):
     made = {
         "prodigy": lambda: optax.contrib.prodigy(),
         "mechanize": lambda: optax.contrib.mechanize(optax.adam(0.1)),
     }
-    params = on_mesh.tree_of(on_mesh.mesh_of(AxisType.Auto))
+    params = on_mesh.tree_of(on_mesh.mesh_of(axis_type))
     state = sharding.init_sharded(made[name](), params)
     both = jax.tree.leaves((params, state))
     memory = [x.addressable_shards[0].data.unsafe_buffer_pointer() for x in both]

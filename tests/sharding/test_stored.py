@@ -83,6 +83,15 @@ def test_zero1_cuts_the_first_axis_that_divides_and_rather_a_whole_one():
     assert traced({"a": (7, 4)}, policy) == {"a": P(None, "data")}
 
 
+def test_zero1_cuts_no_factor_along_an_axis_that_its_parameter_is_whole_on():
+    params = on_mesh.tree_of(on_mesh.mesh_of(AxisType.Auto), on_mesh.REPLICAS)
+    tx = optax.adafactor(0.1, min_dim_size_to_factor=4)
+    policy = sharding.Policy(data_axis="data")
+    state = sharding.state_shardings(tx, params, policy=policy)[0]
+    assert state.v_col["dense_0"]["kernel"].spec == P("data")
+    assert state.v_row["dense_0"]["kernel"].spec == P("model")
+
+
 def test_zero1_leaves_random_keys_alone():
     params = on_mesh.tree_of(on_mesh.mesh_of(AxisType.Auto), on_mesh.REPLICAS)
     tx = optax.GradientTransformation(

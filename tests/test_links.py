@@ -317,7 +317,7 @@ def test_decay_minds_its_mask_and_asks_for_parameters(cautious):
     updates, _ = tx.update(params, tx.init(params), params)
     np.testing.assert_array_equal(updates["kernel"], 1.5)
     np.testing.assert_array_equal(updates["bias"], 1.0)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="add_decayed_weights: needs the parameters"):
         tx.update(params, tx.init(params))
     half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
     updates, _ = tx.update(half, tx.init(half), half)
@@ -333,14 +333,41 @@ def test_on_auto_axes_a_small_buffer_is_whole():
     assert not jax.jit(lambda x: 2 * x)(cut).sharding.is_fully_replicated
 
 
-@pytest.mark.parametrize(("order", "step"), [("together", -0.15), ("after", -0.145)])
-def test_a_direction_becomes_a_step_with_decay_in_either_order(order, step):
+@pytest.mark.parametrize(
+    ("order", "step"),
+    [("together", -0.15), ("after", -0.145), ("proximal", 0.9 / 1.05 - 1)],
+)
+def test_a_direction_becomes_a_step_with_decay_in_any_order(order, step):
     w = jnp.ones(1)
     tx = links.descend(optax.identity(), 0.1, weight_decay=0.5, decay_order=order)
     updates, state = tx.update(w, tx.init(w), w)
     np.testing.assert_allclose(updates, [step], rtol=1e-6)
     # One step, one count: decay reads the rate and does not move it on.
     assert int(optax.tree.get(state, "count")) == 1
+
+
+def test_a_proximal_step_minds_mask_groups_and_schedule():
+    params = {"kernel": jnp.full(2, 2.0), "bias": jnp.full(2, 2.0)}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    rate = Grouped({"kernel": "fast", "bias": "slow"})
+    for mask, bias in ((None, 2 / 1.125), ({"kernel": True, "bias": False}, 2)):
+        tx = links.descend(
+            optax.identity(), rate, weight_decay=0.5, mask=mask, decay_order="proximal"
+        )
+        updates, state = tx.update(zero, tx.init(params), params)
+        after = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(after["kernel"], 2 / 1.25, rtol=1e-6)
+        np.testing.assert_allclose(after["bias"], bias, rtol=1e-6)
+        updates, state = tx.update(zero, state, params)
+        after = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(after["kernel"], 2 / 1.125, rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", links.DECAY_ORDERS)
+def test_decay_without_parameters_is_refused_with_the_remedy(order):
+    tx = links.descend(optax.identity(), 0.1, weight_decay=0.5, decay_order=order)
+    with pytest.raises(ValueError, match=r"needs the parameters: update\(\.\.\., par"):
+        tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
 
 
 def test_the_state_of_a_direction_comes_first():
@@ -369,3 +396,38 @@ def test_held_on_request_only():
     assert links.hold_still(core, None, trees.matrix_views).init is core.init
     with pytest.raises(ValueError, match=r"min_norm must be 0 or more, got -1\.0"):
         links.hold_still(core, -1.0, trees.matrix_views)
+
+
+def test_one_rule_moves_leaves_and_buffers_and_keeps_their_dtypes():
+    def rule(g, m, n):
+        assert g.dtype == jnp.float32
+        return g + 1.0, m + g, n * 2
+
+    tree = {"a": jnp.ones(2, jnp.bfloat16), "b": [jnp.ones(())]}
+    m = jax.tree.map(lambda x: jnp.zeros(x.shape), tree)
+    n = jax.tree.map(lambda x: jnp.ones(x.shape, jnp.bfloat16), tree)
+    u, new_m, new_n = links.each_leaf(rule, tree, m, n)
+    for new, old in ((u, tree), (new_m, m), (new_n, n)):
+        chex.assert_trees_all_equal_shapes_and_dtypes(new, old)
+    assert (float(u["b"][0]), float(new_m["a"][0]), float(new_n["a"][1])) == (2, 1, 2)
+    hidden = {"a": optax.MaskedNode(), "b": None}
+    assert links.each_leaf(rule, hidden, hidden, hidden) == (hidden,) * 3
+
+
+def test_a_rule_that_forgets_a_buffer_is_refused():
+    with pytest.raises(ValueError, match="zip"):
+        links.each_leaf(lambda g, m: (g,), jnp.ones(2), jnp.ones(2))
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1, 1.5, float("nan"), np.float32(2)])
+def test_decays_out_of_range_are_named(wrong):
+    links.require_decays("x", b1=0, b2=0.999, b3=jnp.float32(2), b4=None)
+    with pytest.raises(ValueError, match="x: b2 must be at least 0 and below 1, got"):
+        links.require_decays("x", b1=0.9, b2=wrong)
+
+
+@pytest.mark.parametrize("wrong", [-1e-8, float("nan"), np.float64(-1)])
+def test_negative_numbers_are_named(wrong):
+    links.require_nonnegative("x", eps=0, rate=jnp.float32(-2))
+    with pytest.raises(ValueError, match="x: eps must be 0 or more, got"):
+        links.require_nonnegative("x", eps=wrong)

@@ -7,6 +7,9 @@ from optlab.links._arrays import widen as widen
 from optlab.links._descend import DECAY_ORDERS as DECAY_ORDERS
 from optlab.links._descend import add_decayed_weights as add_decayed_weights
 from optlab.links._descend import descend as descend
+from optlab.links._leaves import each_leaf as each_leaf
+from optlab.links._ranges import require_decays as require_decays
+from optlab.links._ranges import require_nonnegative as require_nonnegative
 from optlab.links._rate import ScaleByLearningRateState as ScaleByLearningRateState
 from optlab.links._rate import scale_by_learning_rate as scale_by_learning_rate
 from optlab.links._rest import matrices_and_rest as matrices_and_rest

@@ -8,8 +8,9 @@ import optax
 
 from optlab.links import _arrays, _rate
 
-# When weights decay: with the step, as in AdamW, or what the step has left.
-DECAY_ORDERS = ("together", "after")
+# When weights decay: with the step, as in AdamW; what the step has left; or what the
+# step has left and by a division, as a proximal step of the squared norm does.
+DECAY_ORDERS = ("together", "after", "proximal")
 
 
 def add_decayed_weights(
@@ -48,13 +49,16 @@ def add_decayed_weights(
       I. Loshchilov, F. Hutter, 2017, arXiv:1711.05101 (plain, as Optax has it); L. Chen
       et al., "Cautious weight decay", 2025, arXiv:2510.12402.
     """
-    if not cautious:
-        return optax.with_extra_args_support(
-            optax.add_decayed_weights(weight_decay, mask)
-        )
 
-    def decay(u: jax.Array, w: jax.Array) -> jax.Array:
+    def where_it_helps(u: jax.Array, w: jax.Array) -> jax.Array:
         return jnp.where(u * w >= 0, u + weight_decay * w, u).astype(u.dtype)
+
+    if cautious:
+        link = optax.stateless(lambda u, w: jax.tree.map(where_it_helps, u, w))
+        link = link if mask is None else optax.masked(link, mask)
+    else:
+        link = optax.add_decayed_weights(weight_decay, mask)
+    decay = optax.with_extra_args_support(link)
 
     def update(
         updates: optax.Updates,
@@ -62,17 +66,13 @@ def add_decayed_weights(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
-        del extra_args
         if params is None:
             raise ValueError(
                 "add_decayed_weights: needs the parameters: update(..., params)"
             )
-        return jax.tree.map(decay, updates, params), state
+        return decay.update(updates, state, params, **extra_args)
 
-    link = optax.GradientTransformationExtraArgs(
-        lambda params: optax.EmptyState(), update
-    )
-    return link if mask is None else optax.masked(link, mask)
+    return optax.GradientTransformationExtraArgs(decay.init, update)
 
 
 def descend(
@@ -88,6 +88,7 @@ def descend(
 
         w <- w - eta (u + weight_decay w)                      (together)
         w <- w - eta u,   then w <- w - eta weight_decay w     (after)
+        w <- (w - eta u) / (1 + eta weight_decay)              (proximal)
 
     Args:
       direction: The core, without learning rate and sign. It and all that follows run
@@ -96,7 +97,7 @@ def descend(
       weight_decay: Decoupled decay.
       mask: Which leaves decay: tree of booleans or a function of the parameters.
       cautious: Whether to decay only where it helps, see `add_decayed_weights`.
-      decay_order: 'together' or 'after'.
+      decay_order: 'together', 'after' or 'proximal'.
 
     Returns:
       The optimizer; the core's state is the first part of its state.
@@ -115,6 +116,7 @@ def descend(
       ...     print(f"{tx.update(w, tx.init(w), w)[0][0]:.3f}")
       -0.150
       -0.145
+      -0.143
 
     Source:
       Written for this library.
@@ -126,15 +128,21 @@ def descend(
         )
     decay = add_decayed_weights(weight_decay, mask, cautious=cautious)
     rate = _rate.scale_by_learning_rate(learning_rate)
-    steps = (decay, rate) if decay_order == "together" else (_after(rate, decay),)
-    return _arrays.in_float32(optax.chain(direction, *steps))
+    if decay_order == "together":
+        return _arrays.in_float32(optax.chain(direction, decay, rate))
+    last = _after(rate, decay, proximal=decay_order == "proximal")
+    return _arrays.in_float32(optax.chain(direction, last))
 
 
 def _after(
     rate: optax.GradientTransformationExtraArgs,
     decay: optax.GradientTransformationExtraArgs,
+    proximal: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies by the rate, then decays what the step has left, at the same rate."""
+
+    def shrink(c: jax.Array, w: jax.Array) -> jax.Array:
+        return c / (1 - c) * w  # c = -eta weight_decay, or 0 outside the mask
 
     def init(params: optax.Params) -> Any:
         return decay.init(params), rate.init(params)
@@ -147,11 +155,16 @@ def _after(
     ) -> tuple[optax.Updates, Any]:
         del extra_args
         step, rate_state = rate.update(updates, state[1])
-        there = params if params is None else jax.tree.map(jnp.add, params, step)
+        there = at = params
+        if params is not None:
+            there = jax.tree.map(jnp.add, params, step)
+            at = jax.tree.map(jnp.ones_like, there) if proximal else there
         pull = jax.tree.map(jnp.zeros_like, step)
-        pull, decay_state = decay.update(pull, state[0], there)
+        pull, decay_state = decay.update(pull, state[0], at)
         # The same state: both move at the rate of this step.
         pull, _ = rate.update(pull, state[1])
+        if proximal:
+            pull = jax.tree.map(shrink, pull, there)
         return jax.tree.map(jnp.add, step, pull), (decay_state, rate_state)
 
     return optax.GradientTransformationExtraArgs(init, update)

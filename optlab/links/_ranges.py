@@ -1,0 +1,48 @@
+"""What numbers a hyperparameter may be."""
+
+import numbers
+from typing import Any
+
+
+def require_decays(who: str, **values: Any) -> None:
+    """Raises unless the decays of averages, by name, are in [0, 1).
+
+    Args:
+      who: Name of the method, for the error.
+      **values: The arguments. An array, which may be traced, is not looked at.
+
+    Raises:
+      ValueError: If one is out of range.
+
+    Example:
+      >>> from optlab import links
+      >>> links.require_decays("scale_by_adan", b1=1.5)
+      Traceback (most recent call last):
+      ValueError: scale_by_adan: b1 must be at least 0 and below 1, got 1.5
+    """
+    for name, value in values.items():
+        if isinstance(value, numbers.Real) and not 0 <= value < 1:
+            raise ValueError(
+                f"{who}: {name} must be at least 0 and below 1, got {value}"
+            )
+
+
+def require_nonnegative(who: str, **values: Any) -> None:
+    """Raises unless the arguments, by name, are 0 or more.
+
+    Args:
+      who: Name of the method, for the error.
+      **values: The arguments. An array, which may be traced, is not looked at.
+
+    Raises:
+      ValueError: If one is below 0 or not a number.
+
+    Example:
+      >>> from optlab import links
+      >>> links.require_nonnegative("scale_by_adan", eps=-1e-8)
+      Traceback (most recent call last):
+      ValueError: scale_by_adan: eps must be 0 or more, got -1e-08
+    """
+    for name, value in values.items():
+        if isinstance(value, numbers.Real) and not value >= 0:
+            raise ValueError(f"{who}: {name} must be 0 or more, got {value}")

@@ -4,6 +4,7 @@ import difflib
 
 from optlab.catalog import (
     _curvature,
+    _first_order,
     _kronecker,
     _low_memory,
     _optimizers,
@@ -15,6 +16,7 @@ from optlab.catalog._row import Row
 
 ROWS = (
     *_optimizers.ROWS,
+    *_first_order.ROWS,
     *_spectral.ROWS,
     *_kronecker.ROWS,
     *_curvature.ROWS,

@@ -9,6 +9,10 @@ from optlab.optimizers._adahessian import (
 from optlab.optimizers._adahessian import adahessian as adahessian
 from optlab.optimizers._adahessian import scale_by_adahessian as scale_by_adahessian
 from optlab.optimizers._adamw import adamw as adamw
+from optlab.optimizers._adan import ScaleByAdanState as ScaleByAdanState
+from optlab.optimizers._adan import adan as adan
+from optlab.optimizers._adan import restart_adan as restart_adan
+from optlab.optimizers._adan import scale_by_adan as scale_by_adan
 from optlab.optimizers._apollo import ScaleByApolloState as ScaleByApolloState
 from optlab.optimizers._apollo import apollo as apollo
 from optlab.optimizers._apollo import scale_by_apollo as scale_by_apollo

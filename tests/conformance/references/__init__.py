@@ -6,6 +6,7 @@ Each takes the arguments of its row and returns the `reference` of `testing.chec
 import inspect
 
 from tests.conformance.references import (
+    adaptive,
     curvature,
     first_order,
     kronecker,
@@ -15,6 +16,7 @@ from tests.conformance.references import (
 
 REFERENCES = {
     **first_order.REFERENCES,
+    **adaptive.REFERENCES,
     **spectral.REFERENCES,
     **kronecker.REFERENCES,
     **curvature.REFERENCES,

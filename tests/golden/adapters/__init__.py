@@ -7,6 +7,7 @@ finds it by the json's `reference_class`. A file here covers one family.
 
 from tests.golden.adapters import (
     adahessian,
+    adaptive,
     frugal,
     galore,
     lion,
@@ -28,6 +29,7 @@ from tests.golden.adapters import (
 
 ADAPTERS = {
     **adahessian.ADAPTERS,
+    **adaptive.ADAPTERS,
     **lion.ADAPTERS,
     **mfac.ADAPTERS,
     **mkor.ADAPTERS,

@@ -1,0 +1,22 @@
+"""Rows of the adaptive first-order optimizers that Optax lacks or has otherwise."""
+
+from optlab import optimizers
+from optlab.catalog._row import Paper, Row
+
+ROWS = (
+    Row(
+        "adan",
+        optimizers.adan,
+        "optimizers",
+        "adaptive",
+        Paper(
+            "Xie et al.",
+            "Adan: adaptive Nesterov momentum algorithm for faster optimizing deep"
+            " models",
+            2022,
+            "https://arxiv.org/abs/2208.06677",
+        ),
+        defaults={"learning_rate": 1e-3},
+        static=("decay_order", "mask"),
+    ),
+)

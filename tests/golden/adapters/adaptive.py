@@ -1,0 +1,72 @@
+"""Adaptive first-order methods: Adan in two conventions."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optlab import optimizers
+from tests.golden.comparing import Trajectory
+from tests.golden.reading import Case
+from tests.golden.settings import Settings
+
+
+def adan(values: Settings, case: Case) -> Trajectory:
+    """Adan of its authors."""
+    del case
+    for name in ("foreach", "fused"):
+        values.idle(name, because="it chooses the code that does the same sums")
+    b1, b2, b3 = values.take("betas", (0.98, 0.92, 0.99))
+    return Trajectory(
+        optimizers.adan(
+            values.take("lr", 1e-3),
+            b1=b1,
+            b2=b2,
+            b3=b3,
+            eps=values.take("eps", 1e-8),
+            # 0 is how they say that nothing is clipped.
+            max_grad_norm=values.take("max_grad_norm", 0.0) or None,
+            weight_decay=values.take("weight_decay", 0.0),
+            decay_order="together" if values.take("no_prox", False) else "proximal",
+        )
+    )
+
+
+def adan_pytorch(values: Settings, case: Case) -> Trajectory:
+    """Adan of adan-pytorch: other betas, and a first step that counts for nothing."""
+    del case
+    values.take("restart_cond", None, among=(None,))
+    b1, b2, b3 = (1 - beta for beta in values.take("betas", (0.02, 0.08, 0.01)))
+    tx = optimizers.adan(
+        values.take("lr", 1e-3),
+        b1=b1,
+        b2=b2,
+        b3=b3,
+        eps=values.take("eps", 1e-8),
+        weight_decay=values.take("weight_decay", 0.0),
+    )
+    return Trajectory(_without_first_gradient(tx))
+
+
+def _without_first_gradient(
+    tx: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """Feeds zero in the place of the first gradient, which is remembered all the same.
+
+    Zero averages stay zero, and the count, of which the corrections are made, goes on.
+    """
+
+    def update(updates: optax.Updates, state: Any, params: Any = None) -> Any:
+        first = optax.tree.get(state[0], "count") == 0
+        fed = jax.tree.map(lambda g: jnp.where(first, 0, g), updates)
+        steps, (adan_state, *others) = tx.update(fed, state, params)
+        return steps, (adan_state._replace(previous=updates), *others)
+
+    return optax.GradientTransformation(tx.init, update)
+
+
+ADAPTERS = {
+    "adan.Adan": adan,
+    "adan_pytorch.Adan": adan_pytorch,
+}

@@ -17,6 +17,7 @@ SMALL_BUDGETS = {
     "01_quickstart": "STEPS, SEEDS = 60, 2",
     "02_schedules_and_laws": "STEPS, SEEDS = 200, 8",
     "04_matrix_optimizers": "STEPS, SEEDS = 60, 2",
+    "05_sharding": "LAYERS, D = (2, 4), 16",
 }
 STRICT = """
 import warnings

@@ -175,3 +175,14 @@ def test_functions_get_parameters_where_they_live():
         updates, _ = step(params)
     assert seen == [P("data", "model"), P(None, "model")]
     on_mesh.require_placed(updates, on_mesh.places(params))
+
+
+def test_a_value_is_not_taken_for_a_model_of_one_array():
+    mesh = on_mesh.mesh_of(AxisType.Explicit)
+    one = on_mesh.tree_of(mesh)["bias"]["kernel"]
+    tx = sharding.stored(optax.polyak_sgd(), one.sharding, sharding.Policy("data"))
+    with jax.set_mesh(mesh):
+        updates, _ = jax.jit(lambda p, v: tx.update(p, tx.init(p), p, value=v))(
+            one, 1.0
+        )
+    assert updates.sharding.is_equivalent_to(one.sharding, 1)

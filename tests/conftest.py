@@ -17,6 +17,9 @@ import pytest
 QUICKLY = [
     "--xla_backend_optimization_level=0",
     "--xla_cpu_parallel_codegen_split_count=1",
+    # Eight devices on few busy processors wait for each other; after 40 seconds, by
+    # default, the process is aborted.
+    "--xla_cpu_collective_call_terminate_timeout_seconds=300",
 ]
 if jax.__version_info__ < (0, 11):
     # A flag that XLA does not know ends the process, and later versions lack this one.

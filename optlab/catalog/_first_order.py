@@ -19,4 +19,19 @@ ROWS = (
         defaults={"learning_rate": 1e-3},
         static=("decay_order", "mask"),
     ),
+    Row(
+        "adabelief",
+        optimizers.adabelief,
+        "optimizers",
+        "adaptive",
+        Paper(
+            "Zhuang et al.",
+            "AdaBelief optimizer: adapting stepsizes by the belief in observed"
+            " gradients",
+            2020,
+            "https://arxiv.org/abs/2010.07468",
+        ),
+        defaults={"learning_rate": 1e-3},
+        static=("amsgrad", "decoupled", "mask", "rectify", "sgd_start"),
+    ),
 )

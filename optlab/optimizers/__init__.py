@@ -3,6 +3,9 @@
 `scale_by_x` has no learning rate and no sign; `x(learning_rate, ...)` has both.
 """
 
+from optlab.optimizers._adabelief import ScaleByAdabeliefState as ScaleByAdabeliefState
+from optlab.optimizers._adabelief import adabelief as adabelief
+from optlab.optimizers._adabelief import scale_by_adabelief as scale_by_adabelief
 from optlab.optimizers._adahessian import (
     ScaleByAdahessianState as ScaleByAdahessianState,
 )

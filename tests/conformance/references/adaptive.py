@@ -22,6 +22,25 @@ def adan(h):
     return each_leaf(step)
 
 
+def adabelief(h):
+    """The authors' code, rectified and with decoupled decay."""
+    b1, b2, eta = h["b1"], h["b2"], h["learning_rate"]
+
+    def step(p, g, t, memory):
+        m, s = (0.0, 0.0) if memory is None else memory
+        m = b1 * m + (1 - b1) * g
+        s = b2 * s + (1 - b2) * (g - m) ** 2 + h["eps"]
+        most, u = 2 / (1 - b2) - 1, m / (1 - b1**t)
+        r = most - 2 * t * b2**t / (1 - b2**t)
+        if r >= 5:
+            square = (r - 4) * (r - 2) * most / ((most - 4) * (most - 2) * r)
+            u = u * np.sqrt(square * (1 - b2**t)) / (np.sqrt(s) + h["eps"])
+        return p * (1 - eta * h["weight_decay"]) - eta * u, (m, s)
+
+    return each_leaf(step)
+
+
 REFERENCES = {
+    "adabelief": adabelief,
     "adan": adan,
 }

@@ -1,4 +1,4 @@
-"""Adaptive first-order methods: Adan in two conventions."""
+"""Adaptive first-order methods: AdaBelief, Adan in two conventions."""
 
 from typing import Any
 
@@ -10,6 +10,31 @@ from optlab import optimizers
 from tests.golden.comparing import Trajectory
 from tests.golden.reading import Case
 from tests.golden.settings import Settings
+
+
+def adabelief(values: Settings, case: Case) -> Trajectory:
+    """AdaBelief of its authors' package."""
+    del case
+    values.idle("print_change_log", because="it prints")
+    b1, b2 = values.take("betas", (0.9, 0.999))
+    decay = values.take("weight_decay", 0.0)
+    decoupled = values.take("weight_decouple", True)
+    # Without the rate, which only decoupled decay can be.
+    fixed = values.take("fixed_decay", False) and decoupled
+    tx = optimizers.adabelief(
+        values.take("lr", 1e-3),
+        b1=b1,
+        b2=b2,
+        eps=values.take("eps", 1e-16),
+        rectify=values.take("rectify", True),
+        sgd_start=values.take("degenerated_to_sgd", True),
+        amsgrad=values.take("amsgrad", False),
+        weight_decay=0.0 if fixed else decay,
+        decoupled=decoupled,
+    )
+    if fixed:
+        tx = optax.chain(tx, optax.add_decayed_weights(-decay))
+    return Trajectory(tx)
 
 
 def adan(values: Settings, case: Case) -> Trajectory:
@@ -67,6 +92,7 @@ def _without_first_gradient(
 
 
 ADAPTERS = {
+    "adabelief_pytorch.AdaBelief": adabelief,
     "adan.Adan": adan,
     "adan_pytorch.Adan": adan_pytorch,
 }

@@ -6,6 +6,7 @@ hear of it. Checkpoints are written and read by all.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -26,6 +27,8 @@ SHUTDOWN_SECONDS = 20
 
 # Bytes that a process may say of a fault.
 WORDS = 512
+
+_calls = itertools.count(1)
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -142,6 +145,17 @@ def require_same(own: str) -> None:
     said = fault("" if same else f"has another command than process 0: {own}")
     if said:
         raise lab.LabError(said)
+
+
+def preempted() -> bool:
+    """Tells all processes that one of them has been asked to end, by SIGTERM.
+
+    Schedulers ask before they kill. JAX keeps the request from ending a process of
+    several at once, so that all can leave a checkpoint of one step. All processes call
+    this equally often, and all are told at the same call.
+    """
+    # JAX names the call at which all are told by its number and looks for equality.
+    return count() > 1 and multihost_utils.reached_preemption_sync_point(next(_calls))
 
 
 def total(number: int) -> int:

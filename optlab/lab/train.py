@@ -276,9 +276,13 @@ class _Run:
             step = end
             if step % self.eval_every == 0 or step == self.steps:
                 self._log([self.evaluation(state, step)])
-            if self.saved and (step % self.checkpoint_every == 0 or step == stop):
+            ends = processes.preempted()
+            due = step % self.checkpoint_every == 0 or step == stop or ends
+            if self.saved and due:
                 self.log.sync()
                 self.saved.save(step, state)
+            if ends:
+                raise lab.LabError(f"asked to end (SIGTERM); stopped at step {step}")
         return state
 
     def finish(self, state: Any) -> None:

@@ -1,7 +1,8 @@
 """One process of a training command for `test_distributed`.
 
-usage: distributed_run.py OUT [VICTIM]; in process VICTIM a kill comes in step 7. The
-first process prints a digest of the final state of the model, with its random keys.
+usage: distributed_run.py OUT [VICTIM [SIGNAL]]; process VICTIM gets the signal in step
+7, SIGKILL by default; a run that gets another one would be long. The first process
+prints a digest of the final state of the model, with its random keys.
 """
 
 import dataclasses
@@ -87,17 +88,18 @@ def digest(model):
     return found.hexdigest()
 
 
-def main(out, victim=""):
+def main(out, victim="", name="SIGKILL"):
     processes.start()
 
     def batch(seed, step):
         if step == KILL_STEP and victim == str(jax.process_index()):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), getattr(signal, name))
         return toy.WORKLOAD.batch(seed, step)
 
     workload = dataclasses.replace(WORKLOAD, batch=batch)
     mesh = make_mesh(jax.devices())
-    _, model = run(workload, mesh, out=out, progress=False)
+    steps = STEPS if name == "SIGKILL" else 10**6
+    _, model = run(workload, mesh, out=out, progress=False, steps=steps)
     found = digest(model)
     if processes.first():
         print("digest", found)

@@ -125,6 +125,14 @@ def test_a_kill_ends_both_and_they_go_on_to_the_same_end(undisturbed, tmp_path, 
     assert losses(tmp_path) == losses(undisturbed[0])
 
 
+@pytest.mark.slow
+def test_a_request_to_end_is_met_by_both_with_a_checkpoint(tmp_path):
+    for _, errors in finish(*TRAIN, str(tmp_path), "1", "SIGTERM", code=1):
+        (step,) = re.findall(r"asked to end \(SIGTERM\); stopped at step (\d+)", errors)
+        steps = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
+        assert int(step) == max(steps) > 6
+
+
 @pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit])
 def test_a_checkpoint_of_eight_devices_goes_on_with_four_and_with_one(tmp_path, axes):
     def run(folder, devices):

@@ -92,7 +92,8 @@ class Moves:
                 block = jax.lax.dynamic_index_in_dim(block, mine, index, keepdims=False)
         if not self.moved:
             return block
-        return self.joined(self._exchanged(block.reshape(-1, share, *sizes)))
+        devices = self.size(self.moved)
+        return self.joined(self._exchanged(block.reshape(devices, share, *sizes)))
 
     def joined(self, parts: jax.Array) -> jax.Array:
         """From the parts of all devices along `moved`, in order, to whole rows."""
@@ -110,7 +111,8 @@ class Moves:
             split += [*map(self._along, names), n // self.size(names)]
         back = sorted(range(len(self._order)), key=self._order.__getitem__)
         parts = whole.reshape(share, *split).transpose(back)
-        return parts.reshape(-1, share, *parts.shape[len(self.moved) + 1 :])
+        sizes = parts.shape[len(self.moved) + 1 :]
+        return parts.reshape(self.size(self.moved), share, *sizes)
 
     def back(self, whole: jax.Array, length: int) -> jax.Array:
         """Undoes `there` for a block of `length` rows, each of any size.
@@ -134,7 +136,8 @@ class Moves:
         block = block.reshape(*map(self._along, given), share, *sizes)
         order = [given.index(name) for name in self.left]
         rest = range(len(given), block.ndim)
-        block = block.transpose(*order, *rest).reshape(-1, *sizes)
+        rows = share * self.size(self.left)
+        block = block.transpose(*order, *rest).reshape(rows, *sizes)
         return self._collected(block, length)
 
     def has_rest(self, length: int) -> jax.Array | None:
@@ -166,7 +169,7 @@ class Moves:
         if self.first is None or not rest:
             return block[:length]
         dealt = block.reshape(devices, each + 1, *block.shape[1:])
-        full = dealt[:, :each].reshape(-1, *block.shape[1:])
+        full = dealt[:, :each].reshape(devices * each, *block.shape[1:])
         last = jnp.roll(dealt[:, each], -self.first, axis=0)
         return jnp.concatenate([full, last])[:length]
 

@@ -174,3 +174,15 @@ def test_unseen_placements_are_refused_with_the_remedy():
     given = placed(gradients(0), mesh, "both")
     with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"sharding\.placed\(tx"):
         jax.jit(tx.init)(given)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_leaves_without_entries_pass_through(name):
+    mesh = grid("explicit")
+    given = placed(gradients(0), mesh, "both")
+    empty = jax.device_put(jnp.zeros((0, 4)), NamedSharding(mesh, P()))
+    given["layer_0"]["none"] = {"kernel": empty}
+    tx = METHODS[name](over=sharding.spread(mesh, ("d", "t")))
+    with jax.set_mesh(mesh):
+        updates, _ = jax.jit(tx.update)(given, tx.init(given), given)
+    assert updates["layer_0"]["none"]["kernel"].shape == (0, 4)

@@ -3,6 +3,14 @@
 from optlab import optimizers
 from optlab.catalog._row import Paper, Row
 
+_ADAMP = Paper(
+    "Heo et al.",
+    "AdamP: slowing down the slowdown for momentum optimizers on scale-invariant"
+    " weights",
+    2020,
+    "https://arxiv.org/abs/2006.08217",
+)
+
 ROWS = (
     Row(
         "sgd",
@@ -45,6 +53,24 @@ ROWS = (
         ),
         defaults={"learning_rate": 1e-3},
         static=("mask",),
+    ),
+    Row(
+        "adamp",
+        optimizers.adamp,
+        "optimizers",
+        "adaptive",
+        _ADAMP,
+        defaults={"learning_rate": 1e-3},
+        static=("channel_axis", "mask", "nesterov", "views"),
+    ),
+    Row(
+        "sgdp",
+        optimizers.sgdp,
+        "optimizers",
+        "first order",
+        _ADAMP,
+        defaults={"learning_rate": 0.1},
+        static=("channel_axis", "mask", "nesterov", "project_momentum", "views"),
     ),
     Row(
         "lion",

@@ -7,6 +7,15 @@ from optlab.catalog._row import Paper, Row
 
 _OWN_RATE = "the method makes its own rate and takes no schedule"
 
+_INNER_RATE = {
+    promise: "the rate is the inner transformation's"
+    for promise in (
+        "schedule_equals_constant",
+        "schedule_counts_from_zero",
+        "learning_rate_is_readable",
+    )
+}
+
 ROWS = (
     Row(
         "hypergradient",
@@ -30,5 +39,21 @@ ROWS = (
             "schedule_counts_from_zero": _OWN_RATE,
             "learning_rate_is_readable": "the rate leaves the number it starts from",
         },
+    ),
+    Row(
+        "project_scale_invariant",
+        wrappers.project_scale_invariant,
+        "wrappers",
+        "projection",
+        Paper(
+            "Heo et al.",
+            "AdamP: slowing down the slowdown for momentum optimizers on"
+            " scale-invariant weights",
+            2020,
+            "https://arxiv.org/abs/2006.08217",
+        ),
+        defaults={"inner": optax.adam(1e-2)},
+        static=("channel_axis", "inner", "mask", "views"),
+        exempt=_INNER_RATE,
     ),
 )

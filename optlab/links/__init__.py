@@ -16,3 +16,4 @@ from optlab.links._rest import matrices_and_rest as matrices_and_rest
 from optlab.links._stacks import on_each as on_each
 from optlab.links._stacks import on_stacks as on_stacks
 from optlab.links._still import hold_still as hold_still
+from optlab.links._tangent import tangent as tangent

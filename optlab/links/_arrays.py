@@ -127,3 +127,10 @@ def settled(x: jax.Array) -> jax.Array:
     if AxisType.Auto in jax.sharding.get_abstract_mesh().axis_types:
         return jax.lax.with_sharding_constraint(x, PartitionSpec())
     return x
+
+
+def norm_over(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Norms over some axes, which stay with size 1; squares do not overflow."""
+    largest = jnp.max(jnp.abs(x), axes, keepdims=True)
+    unit = x / jnp.where(largest == 0, 1, largest)
+    return largest * jnp.sqrt(jnp.sum(unit * unit, axes, keepdims=True))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optlab import trees
+from optlab.links import _arrays
 
 
 def hold_still(
@@ -76,17 +77,10 @@ def hold_still(
             view = known.get(trees.path_string(path))
             if view is None or not g.size:
                 return u
-            still = _norm(g, (*view.reduction, *view.output)) <= min_norm
+            still = _arrays.norm_over(g, (*view.reduction, *view.output)) <= min_norm
             return jnp.where(still, jnp.zeros_like(u), u)
 
         out, state = core.update(updates, state, params, **extra_args)
         return jax.tree_util.tree_map_with_path(held, updates, out), state
 
     return optax.GradientTransformationExtraArgs(core.init, update)
-
-
-def _norm(g: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """The norm over some axes; the largest entry is divided out, or 1e30 overflows."""
-    largest = jnp.max(jnp.abs(g), axes, keepdims=True)
-    unit = g / jnp.where(largest == 0, 1, largest)
-    return largest * jnp.sqrt(jnp.sum(unit * unit, axes, keepdims=True))

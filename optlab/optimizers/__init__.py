@@ -11,6 +11,9 @@ from optlab.optimizers._adahessian import (
 )
 from optlab.optimizers._adahessian import adahessian as adahessian
 from optlab.optimizers._adahessian import scale_by_adahessian as scale_by_adahessian
+from optlab.optimizers._adamp import ScaleByAdampState as ScaleByAdampState
+from optlab.optimizers._adamp import adamp as adamp
+from optlab.optimizers._adamp import scale_by_adamp as scale_by_adamp
 from optlab.optimizers._adamw import adamw as adamw
 from optlab.optimizers._adan import ScaleByAdanState as ScaleByAdanState
 from optlab.optimizers._adan import adan as adan
@@ -89,6 +92,9 @@ from optlab.optimizers._scion import scale_by_scion as scale_by_scion
 from optlab.optimizers._scion import scion as scion
 from optlab.optimizers._scion import scion_norms as scion_norms
 from optlab.optimizers._sgd import sgd as sgd
+from optlab.optimizers._sgdp import ScaleBySgdpState as ScaleBySgdpState
+from optlab.optimizers._sgdp import scale_by_sgdp as scale_by_sgdp
+from optlab.optimizers._sgdp import sgdp as sgdp
 from optlab.optimizers._shampoo import ScaleByShampooState as ScaleByShampooState
 from optlab.optimizers._shampoo import scale_by_shampoo as scale_by_shampoo
 from optlab.optimizers._shampoo import shampoo as shampoo

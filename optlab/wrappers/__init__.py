@@ -2,3 +2,6 @@
 
 from optlab.wrappers._hypergradient import HypergradientState as HypergradientState
 from optlab.wrappers._hypergradient import hypergradient as hypergradient
+from optlab.wrappers._project_scale_invariant import (
+    project_scale_invariant as project_scale_invariant,
+)

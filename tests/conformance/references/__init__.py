@@ -11,6 +11,7 @@ from tests.conformance.references import (
     first_order,
     kronecker,
     low_memory,
+    projected,
     spectral,
 )
 
@@ -21,6 +22,7 @@ REFERENCES = {
     **kronecker.REFERENCES,
     **curvature.REFERENCES,
     **low_memory.REFERENCES,
+    **projected.REFERENCES,
 }
 
 

@@ -1,0 +1,156 @@
+"""Updates without their part along the weights, where only a direction matters."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optlab import trees
+from optlab.links import _arrays
+
+
+def tangent(
+    who: str,
+    directions: Any,
+    gradients: Any,
+    params: Any,
+    *,
+    delta: float | jax.Array,
+    eps: float | jax.Array,
+    wd_ratio: float | jax.Array,
+    channel_axis: int | tuple[int, ...] | None,
+    views: Any,
+) -> tuple[Any, Any]:
+    """Takes the radial part out of updates of weights whose size has no effect.
+
+    In front of a normalisation the loss does not depend on the length of the weights w
+    of a channel, so its gradient g is at right angles to them. A momentum is not, and
+    each step makes the weights longer and later steps relatively shorter. A layer that
+    shows such a gradient has, with rows over its channels c,
+
+        q_c = q_c - n_c <n_c, q_c>,   n_c = w_c / (||w_c|| + eps)
+        if max_c |cos(g_c, w_c)| < delta / sqrt(entries of a row)
+
+    or, if it does not, the same with the whole layer as one row; else q as it came. All
+    channels are projected or none.
+
+    Args:
+      who: Name of the method, for errors.
+      directions: Tree of q, any linear image of the gradients, sign or rate included.
+      gradients: Tree of g, as they came from the loss.
+      params: Tree of w.
+      delta: Threshold of the cosine, as above.
+      eps: Least length that divides.
+      wd_ratio: Factor on weights that are scale invariant.
+      channel_axis: Axis (or axes) of the channels that a layer puts out, the same for
+        every leaf of two axes or more, each of which is one layer; None goes by views.
+      views: Tree of `trees.MatrixView` or a function to it: output axes are channels,
+        and each matrix of a stack is a layer; leaves without a view are left alone.
+
+    Returns:
+      The directions, and the weights to decay: wd_ratio w in layers that were
+      projected, else w. Both in float32 or wider.
+
+    Raises:
+      TypeError: If there are no parameters.
+      ValueError: If a leaf has no such axis.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optlab import links, trees
+      >>> g, w = jnp.array([[0.0, 1.0]]), jnp.array([[2.0, 0.0]])
+      >>> rule = dict(delta=0.1, eps=0.0, wd_ratio=0.5, views=None)
+      >>> print(*links.tangent("me", g + w, g, w, channel_axis=0, **rule))
+      [[0. 1.]] [[1. 0.]]
+      >>> print(*links.tangent("me", g + w, g, w, channel_axis=-1, **rule))
+      [[0. 1.]] [[1. 0.]]
+
+    Source:
+      B. Heo et al., "AdamP", 2020, arXiv:2006.08217, section 3, and the authors' code.
+    """
+    if params is None:
+        raise TypeError(f"{who}: needs the parameters: update(..., params)")
+    leaves, structure = jax.tree.flatten(_arrays.widen(params))
+    columns = [
+        structure.flatten_up_to(_arrays.widen(tree)) for tree in (directions, gradients)
+    ]
+    rows = list(zip(*columns, leaves, strict=True))
+    groups: dict[Any, list[int]] = {}
+    for index, view in enumerate(_channels(who, params, channel_axis, views)):
+        if view is not None and leaves[index].size:
+            kinds = tuple(jax.typeof(x) for x in rows[index])
+            groups.setdefault((view, kinds), []).append(index)
+    out, eased = list(columns[0]), list(leaves)
+    for ((reduction, output), _), members in groups.items():
+        # Layers alike go together: on a mesh their sums travel in one piece.
+        q, g, w = (jnp.stack(x) for x in zip(*(rows[i] for i in members), strict=True))
+        # The axes count from the end: leading ones do not shift them.
+        q, fired = _projected(q, g, w, reduction, output, delta, eps)
+        w = jnp.where(fired, wd_ratio, 1.0) * w
+        for place, index in enumerate(members):
+            out[index], eased[index] = q[place], w[place]
+    return structure.unflatten(out), structure.unflatten(eased)
+
+
+def _projected(
+    q: jax.Array,
+    g: jax.Array,
+    w: jax.Array,
+    reduction: tuple[int, ...],
+    output: tuple[int, ...],
+    delta: Any,
+    eps: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the directions, and which layers were projected, with axes of size 1."""
+
+    def attempt(axes: tuple[int, ...], rows: tuple[int, ...]) -> Any:
+        lengths = [_arrays.norm_over(x, axes) for x in (g, w)]
+        # Each is divided by its length first: a product of the lengths may overflow.
+        a, b = (
+            x / jnp.maximum(length, jnp.finfo(x.dtype).tiny + eps)
+            for x, length in zip((g, w), lengths, strict=True)
+        )
+        cosine = jnp.max(jnp.abs(jnp.sum(a * b, axes, keepdims=True)), rows, None, True)
+        size = math.prod(w.shape[axis] for axis in axes)
+        n = w / (lengths[1] + jnp.finfo(w.dtype).tiny + eps)
+        free = q - n * jnp.sum(n * q, axes, keepdims=True)
+        return cosine < delta / math.sqrt(size), free
+
+    by_channel, of_channels = attempt(reduction, output)
+    by_layer, of_layer = attempt((*reduction, *output), ())
+    out = jnp.where(by_channel, of_channels, jnp.where(by_layer, of_layer, q))
+    return out, by_channel | by_layer
+
+
+def _channels(
+    who: str, params: Any, channel_axis: Any, views: Any
+) -> list[tuple[tuple[int, ...], tuple[int, ...]] | None]:
+    """Lists for each leaf the axes to sum over and those of the channels, negative."""
+    known = {}
+    if channel_axis is None:
+        found = views(params) if callable(views) else views
+        known = {
+            trees.path_string(path): (view.reduction, view.output)
+            for path, view in jax.tree_util.tree_leaves_with_path(found)
+        }
+    out = []
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        path, rank = trees.path_string(key_path), jnp.ndim(leaf)
+        axes = known.get(path)
+        if channel_axis is not None and rank > 1:
+            named = channel_axis if isinstance(channel_axis, tuple) else (channel_axis,)
+            output = {axis % rank for axis in named if -rank <= axis < rank}
+            rest = tuple(axis for axis in range(rank) if axis not in output)
+            if len(output) < len(named) or not rest or not named:
+                raise ValueError(
+                    f"{who}: leaf {path!r} has shape {jnp.shape(leaf)};"
+                    f" channel_axis={channel_axis} must name axes of it, none twice,"
+                    " and leave one to sum over. Name the axes leaf by leaf:"
+                    " channel_axis=None, views=trees.matrix_views(params, rules=[...])"
+                )
+            axes = (rest, tuple(output))
+        out.append(
+            axes and tuple(tuple(a % rank - rank for a in part) for part in axes)
+        )
+    return out

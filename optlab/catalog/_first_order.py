@@ -34,4 +34,18 @@ ROWS = (
         defaults={"learning_rate": 1e-3},
         static=("amsgrad", "decoupled", "mask", "rectify", "sgd_start"),
     ),
+    Row(
+        "diffgrad",
+        optimizers.diffgrad,
+        "optimizers",
+        "adaptive",
+        Paper(
+            "Dubey et al.",
+            "diffGrad: an optimization method for convolutional neural networks",
+            2019,
+            "https://arxiv.org/abs/1909.11015",
+        ),
+        defaults={"learning_rate": 1e-3},
+        static=("decoupled", "mask"),
+    ),
 )

@@ -22,6 +22,9 @@ from optlab.optimizers._adan import scale_by_adan as scale_by_adan
 from optlab.optimizers._apollo import ScaleByApolloState as ScaleByApolloState
 from optlab.optimizers._apollo import apollo as apollo
 from optlab.optimizers._apollo import scale_by_apollo as scale_by_apollo
+from optlab.optimizers._diffgrad import ScaleByDiffgradState as ScaleByDiffgradState
+from optlab.optimizers._diffgrad import diffgrad as diffgrad
+from optlab.optimizers._diffgrad import scale_by_diffgrad as scale_by_diffgrad
 from optlab.optimizers._dion import ScaleByDionState as ScaleByDionState
 from optlab.optimizers._dion import dion as dion
 from optlab.optimizers._dion import scale_by_dion as scale_by_dion

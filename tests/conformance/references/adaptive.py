@@ -40,7 +40,23 @@ def adabelief(h):
     return each_leaf(step)
 
 
+def diffgrad(h):
+    """The authors' second release, with coupled decay."""
+    b1, b2 = h["b1"], h["b2"]
+
+    def step(p, g, t, memory):
+        g = g + h["weight_decay"] * p
+        m, v, last = (0.0, 0.0, 0.0) if memory is None else memory
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        friction = 1 / (1 + np.exp(-np.abs(last - g)))
+        u = np.sqrt(1 - b2**t) / (1 - b1**t) * friction * m / (np.sqrt(v) + h["eps"])
+        return p - h["learning_rate"] * u, (m, v, g)
+
+    return each_leaf(step)
+
+
 REFERENCES = {
     "adabelief": adabelief,
     "adan": adan,
+    "diffgrad": diffgrad,
 }

@@ -1,4 +1,4 @@
-"""Adaptive first-order methods: AdaBelief, Adan in two conventions."""
+"""Adaptive first-order methods: AdaBelief, Adan in two conventions, diffGrad."""
 
 from typing import Any
 
@@ -91,8 +91,28 @@ def _without_first_gradient(
     return optax.GradientTransformation(tx.init, update)
 
 
+def diffgrad(values: Settings, case: Case) -> Trajectory:
+    """Either release of diffGrad.
+
+    Recorded with a new array for each gradient, the first cannot fall into its trap.
+    """
+    del case
+    b1, b2 = values.take("betas", (0.9, 0.999))
+    return Trajectory(
+        optimizers.diffgrad(
+            values.take("lr", 1e-3),
+            b1=b1,
+            b2=b2,
+            eps=values.take("eps", 1e-8),
+            weight_decay=values.take("weight_decay", 0.0),
+        )
+    )
+
+
 ADAPTERS = {
     "adabelief_pytorch.AdaBelief": adabelief,
     "adan.Adan": adan,
     "adan_pytorch.Adan": adan_pytorch,
+    "diffgrad in diffGrad.py": diffgrad,
+    "diffgrad in diffGrad_v2.py": diffgrad,
 }

@@ -56,4 +56,23 @@ ROWS = (
         static=("channel_axis", "inner", "mask", "views"),
         exempt=_INNER_RATE,
     ),
+    Row(
+        "cautious",
+        wrappers.cautious,
+        "wrappers",
+        "masking",
+        Paper(
+            "Liang et al.",
+            "Cautious optimizers: improving training with one line of code",
+            2024,
+            "https://arxiv.org/abs/2411.16085",
+        ),
+        defaults={"inner": optax.adam(1e-2), "downhill": True},
+        static=("downhill", "inner"),
+        exempt={
+            **_INNER_RATE,
+            "stacked_equals_separate": "the share of entries is that of a leaf, as in"
+            " the paper, and a stack of layers is one leaf",
+        },
+    ),
 )

@@ -1,5 +1,6 @@
 """GradientTransformation -> GradientTransformation."""
 
+from optlab.wrappers._cautious import cautious as cautious
 from optlab.wrappers._hypergradient import HypergradientState as HypergradientState
 from optlab.wrappers._hypergradient import hypergradient as hypergradient
 from optlab.wrappers._project_scale_invariant import (

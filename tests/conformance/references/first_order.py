@@ -78,6 +78,20 @@ def hypergradient(h):
     return reference
 
 
+def cautious(h):
+    """Around Adam with the rate 0.01."""
+
+    def step(p, g, t, memory):
+        m, v = (0.0, 0.0) if memory is None else memory
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        u = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        agrees = u * g > 0
+        share = max(agrees.mean() if g.size else 1.0, h["min_share"])
+        return p - 0.01 * u * agrees / share, (m, v)
+
+    return each_leaf(step)
+
+
 def fedhyper(h):
     """Normalised, without momentum: one factor for the whole tree."""
 
@@ -100,6 +114,7 @@ def fedhyper(h):
 REFERENCES = {
     "adamomentum": adamomentum,
     "adamw": adamw,
+    "cautious": cautious,
     "fedhyper": fedhyper,
     "hypergradient": hypergradient,
     "lion": lion,

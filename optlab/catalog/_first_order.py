@@ -48,4 +48,22 @@ ROWS = (
         defaults={"learning_rate": 1e-3},
         static=("decoupled", "mask"),
     ),
+    Row(
+        "sgd_sai",
+        optimizers.sgd_sai,
+        "optimizers",
+        "first order",
+        Paper(
+            "Xu et al.",
+            "No more Adam: learning rate scaling at initialization is all you need",
+            2024,
+            "https://arxiv.org/abs/2412.11768",
+        ),
+        defaults={"learning_rate": 1e-2},
+        static=("mask", "safe"),
+        exempt={
+            "stacked_equals_separate": "the method has one ratio for each leaf, and a"
+            " stack of layers is one leaf"
+        },
+    ),
 )

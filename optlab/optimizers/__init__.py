@@ -95,6 +95,9 @@ from optlab.optimizers._scion import scale_by_scion as scale_by_scion
 from optlab.optimizers._scion import scion as scion
 from optlab.optimizers._scion import scion_norms as scion_norms
 from optlab.optimizers._sgd import sgd as sgd
+from optlab.optimizers._sgd_sai import ScaleBySgdSaiState as ScaleBySgdSaiState
+from optlab.optimizers._sgd_sai import scale_by_sgd_sai as scale_by_sgd_sai
+from optlab.optimizers._sgd_sai import sgd_sai as sgd_sai
 from optlab.optimizers._sgdp import ScaleBySgdpState as ScaleBySgdpState
 from optlab.optimizers._sgdp import scale_by_sgdp as scale_by_sgdp
 from optlab.optimizers._sgdp import sgdp as sgdp

@@ -55,8 +55,27 @@ def diffgrad(h):
     return each_leaf(step)
 
 
+def sgd_sai(h):
+    """The authors' code, with a ratio of sqrt(d) where there is no deviation."""
+    b1, eta = h["b1"], h["learning_rate"]
+
+    def step(p, g, t, memory):
+        if not p.size:
+            return p, None
+        if memory is None:
+            spread = np.std(g, ddof=1) if g.size > 1 else 0.0
+            ratio = np.linalg.norm(g) / (spread + h["eps"]) if spread else g.size**0.5
+            memory = ratio, g
+        else:
+            memory = memory[0], b1 * memory[1] + (1 - b1) * g
+        return p * (1 - eta * h["weight_decay"]) - eta * memory[0] * memory[1], memory
+
+    return each_leaf(step)
+
+
 REFERENCES = {
     "adabelief": adabelief,
     "adan": adan,
     "diffgrad": diffgrad,
+    "sgd_sai": sgd_sai,
 }

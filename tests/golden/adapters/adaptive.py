@@ -1,4 +1,4 @@
-"""Adaptive first-order methods: AdaBelief, Adan in two conventions, diffGrad."""
+"""AdaBelief, Adan in two conventions, diffGrad and SGD-SaI."""
 
 from typing import Any
 
@@ -109,10 +109,25 @@ def diffgrad(values: Settings, case: Case) -> Trajectory:
     )
 
 
+def sgd_sai(values: Settings, case: Case) -> Trajectory:
+    """SGD-SaI of its authors, with what they do to leaves of one entry."""
+    del case
+    return Trajectory(
+        optimizers.sgd_sai(
+            values.take("lr", 1e-2),
+            b1=values.take("momentum", 0.9),
+            eps=values.take("eps", 1e-8),
+            weight_decay=values.take("weight_decay", 1e-2),
+            safe=False,
+        )
+    )
+
+
 ADAPTERS = {
     "adabelief_pytorch.AdaBelief": adabelief,
     "adan.Adan": adan,
     "adan_pytorch.Adan": adan_pytorch,
     "diffgrad in diffGrad.py": diffgrad,
     "diffgrad in diffGrad_v2.py": diffgrad,
+    "sgd_sai.SGD_sai": sgd_sai,
 }

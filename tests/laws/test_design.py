@@ -30,7 +30,9 @@ def test_ends_lower_than_the_usual_schedules_and_keeps_its_bounds(fitted):
             PEAK, decay_steps=76, decay=schedules.shapes.linear, **whole
         ),
     }
-    assert laws.choose(fitted, usual, STEPS).best.name == "designed"
+    losses = {one.name: one.loss for one in laws.rank(fitted, usual, STEPS)}
+    # The best by hand may be the optimum: equal, but for the search's own accuracy.
+    assert losses["designed"] <= min(losses.values()) * (1 + 1e-4)
     rate = simulated.rate_of(best, STEPS + 1)
     assert rate[0] == 0 and rate[WARMUP] == np.float32(PEAK) and rate[STEPS] == 0
     falls = -np.diff(rate[WARMUP:])

@@ -47,6 +47,7 @@ SHARED_FILES = {
             "_placed",
         ),
     ),
+    "inspection": ("_traced", "_temporaries", "_step"),
     "links": ("_arrays", "_rate"),
     "optimizers": (
         "_muon",

@@ -1,7 +1,10 @@
 """What numbers a hyperparameter may be."""
 
-import numbers
 from typing import Any
+
+import numpy as np
+
+_NUMBERS = (float, int, np.floating)
 
 
 def require_decays(who: str, **values: Any) -> None:
@@ -21,7 +24,7 @@ def require_decays(who: str, **values: Any) -> None:
       ValueError: scale_by_adan: b1 must be at least 0 and below 1, got 1.5
     """
     for name, value in values.items():
-        if isinstance(value, numbers.Real) and not 0 <= value < 1:
+        if isinstance(value, _NUMBERS) and not 0 <= value < 1:
             raise ValueError(
                 f"{who}: {name} must be at least 0 and below 1, got {value}"
             )
@@ -44,5 +47,5 @@ def require_nonnegative(who: str, **values: Any) -> None:
       ValueError: scale_by_adan: eps must be 0 or more, got -1e-08
     """
     for name, value in values.items():
-        if isinstance(value, numbers.Real) and not value >= 0:
+        if isinstance(value, _NUMBERS) and not value >= 0:
             raise ValueError(f"{who}: {name} must be 0 or more, got {value}")

@@ -77,7 +77,7 @@ def scale_by_adabelief(
       >>> for g in ([1.0, 1.0], [1.0, -1.0]):  # as predicted, and a surprise
       ...     updates, state = tx.update(jnp.array(g), state)
       >>> [f"{entry:.3f}" for entry in updates]
-      ['1.169', '-0.054']
+      ['1.168', '-0.056']
 
     Source:
       See `adabelief`.

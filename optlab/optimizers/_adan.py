@@ -67,7 +67,7 @@ def scale_by_adan(
       >>> for g in ([1.0, 1.0], [2.0, 0.5]):  # one gradient grows, one shrinks
       ...     updates, state = tx.update(jnp.array(g), state)
       >>> [f"{entry:.3f}" for entry in updates]
-      ['0.915', '0.717']
+      ['0.907', '0.719']
 
     Source:
       See `adan`.

@@ -169,7 +169,7 @@ def plan(
 
     The temporaries are a model of a compiler: they leave out workspaces of libraries,
     most copies for a change of layout, and any order but the program's. Beside XLA on
-    CPU they are mostly within 5 %, and up to 20 % too low.
+    CPU they are mostly within 5 %; Muon's on some decoders are up to 22 % off.
 
     Args:
       tx: The transformation, made for the mesh: its kernels spread over it. An

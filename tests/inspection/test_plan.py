@@ -77,9 +77,9 @@ def test_a_plan_agrees_with_the_compiled_program(name, what, mesh):
     assert planned.most_flops == pytest.approx(found.flops, rel=0.02)
     assert planned.collectives.counts == found.collectives.counts
     assert planned.collectives.bytes == found.collectives.bytes
-    # Of a decoder the compiler starts on the next stack before it is done with the
-    # one before, now and then: one whole matrix more. Its scalars are below a kilobyte.
-    far = 0.20 if name == "muon" and what != "mlp" else 0.10
+    # The compiler may start on the next stack before it is done with the one before:
+    # one whole matrix more or less, of five. Its scalars are below a kilobyte.
+    far = 0.25 if name == "muon" and what != "mlp" else 0.10
     assert planned.temporary_bytes == pytest.approx(
         found.temporary_bytes, rel=far, abs=1024
     )

@@ -193,7 +193,6 @@ def plan(
       >>> from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
       >>> from optlab import inspection, kernels, optimizers, sharding
       >>> mesh = AbstractMesh((64, 4), ("fsdp", "tp"))
-      >>> place = NamedSharding(mesh, PartitionSpec("fsdp", "tp"))
       >>> w = jax.ShapeDtypeStruct((64, 4096, 4096), jnp.float32)
       >>> place = NamedSharding(mesh, PartitionSpec(None, "fsdp", "tp"))
       >>> kernel = sharding.over_axis(kernels.newton_schulz, mesh, ("fsdp", "tp"))

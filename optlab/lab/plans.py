@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from optlab import inspection, sharding, trees
 from optlab.lab import chains, decoders, placement, workloads
 
-# Arguments beside the gradients of which a plan can make abstract ones.
+# Arguments beside the gradients of which a plan cannot make abstract ones.
 SHAPELESS = ("value_fn", "loss_fn", "layer_stats", "noise_pair", "attn_max_logit")
 
 

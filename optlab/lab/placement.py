@@ -147,8 +147,8 @@ def on_mesh(text: str) -> Placement:
     divides and `fsdp` the longest other one. What does not divide, or is small, is
     replicated.
 
-    >>> on_mesh("data=1").mesh.shape
-    OrderedDict({'data': 1})
+    >>> on_mesh(f"data={jax.device_count()}").batch_axes
+    ('data',)
 
     Args:
       text: NAME=SIZE, with commas between.

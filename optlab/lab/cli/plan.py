@@ -18,10 +18,11 @@ optlab plan --optimizer soap:every=20 --model decoder:8B --mesh fsdp=64,tp=4
     a decoder of 8 billion parameters on 256 devices; nothing is allocated
 optlab plan --model decoder:1B,layers=24,scanned=true --mesh fsdp=32 --json
     another one, all layers in one array; everything as JSON
-optlab plan --model decoder:8B --mesh fsdp=8,tp=8 --place "attention/out=tp,fsdp"
+optlab plan --model decoder:8B --mesh fsdp=8,tp=8 --place "out=-,fsdp+tp"
     another placement than by role
-XLA_FLAGS=--xla_force_host_platform_device_count=8 optlab plan --mesh fsdp=8 --compile
-    planned beside counted in the compiled program, on simulated devices
+optlab plan --mesh fsdp=8 --compile
+    planned beside counted in the compiled program; needs as many devices, which
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 makes of one CPU
 """
 
 

@@ -21,7 +21,7 @@ optlab plan --model decoder:1B,layers=24,scanned=true --mesh fsdp=32 --json
 optlab plan --model decoder:8B --mesh fsdp=8,tp=8 --place "out=-,fsdp+tp"
     another placement than by role
 optlab plan --mesh fsdp=8 --compile
-    planned beside counted in the compiled program; needs as many devices, which
+    planned beside counted in the compiled program; needs the devices, which
     XLA_FLAGS=--xla_force_host_platform_device_count=8 makes of one CPU
 """
 

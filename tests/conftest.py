@@ -15,7 +15,7 @@ import jax
 import pytest
 
 QUICKLY = [
-    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_parallel_codegen_split_count=1",
     # Eight devices on few busy processors wait for each other; after 40 seconds, by
     # default, the process is aborted.

@@ -54,7 +54,7 @@ ROWS = (
         ),
         applies_to="matrix",
         defaults={"learning_rate": 0.02, "rest": optimizers.adamw(3e-4)},
-        static=_STATIC,
+        static=(*_STATIC, "conv_scale"),
         on_mesh=_muon_on_mesh,
     ),
     Row(
@@ -70,7 +70,7 @@ ROWS = (
         ),
         applies_to="matrix",
         defaults={"learning_rate": 0.02, "rest": optimizers.adamw(3e-4)},
-        static=_STATIC,
+        static=(*_STATIC, "conv_scale"),
         on_mesh=_muon_on_mesh,
     ),
     Row(
@@ -87,7 +87,7 @@ ROWS = (
         ),
         applies_to="matrix",
         defaults={"learning_rate": 0.02, "rest": optimizers.adamw(3e-4)},
-        static=_STATIC,
+        static=(*_STATIC, "conv_scale"),
         on_mesh=_turbo_muon_on_mesh,
         exempt={
             "vmap": "at s = 1 its first step subtracts numbers 32 times the result, so"

@@ -19,6 +19,16 @@ class OverAxis:
     over: _spread.Spread
     reshards = True
 
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh."""
+        return self.over.mesh
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The mesh axes over which stacks are spread."""
+        return self.over.axes
+
     def __call__(self, x: jax.Array, *others: Any, **settings: Any) -> Any:
         """Applies the kernel to (k, m, n), or to one matrix (m, n).
 

@@ -128,7 +128,7 @@ def test_one_channel_out_of_line_holds_back_all():
     w = FIRST[0]
     rule = {"eps": 0.0, "wd_ratio": 0.1, "views": None, "channel_axis": 0}
     q, eased = links.tangent("me", g, g, w, delta=0.1, **rule)
-    # cos is 0 for the first, 0.7 for the second; and 0.07 for the layer, below .1 / 2?
+    # The cosines are 0 and 0.7, that of the layer 0.07: above 0.1 / 2.
     np.testing.assert_array_equal(q, g)
     np.testing.assert_array_equal(eased, w)
     q, eased = links.tangent("me", g, g, w, delta=0.2, **rule)

@@ -33,6 +33,8 @@ if args.distributed:
     processes.start()
 else:
     jax.config.update("jax_num_cpu_devices", 8)  # for a CPU; others have their own
+    # Simulated devices share threads: programs must not run ahead of each other.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 class Net(nnx.Module):

@@ -28,13 +28,11 @@ parser.add_argument("--tp", type=int, default=1, help="devices that share a laye
 parser.add_argument("--distributed", action="store_true", help="one of several hosts")
 args = parser.parse_args()
 
-# Both come before anything that uses a device.
 if args.distributed:
     processes.start()
 else:
     jax.config.update("jax_num_cpu_devices", 8)  # for a CPU; others have their own
-    # Simulated devices share threads: programs must not run ahead of each other.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # they share threads
 
 
 class Net(nnx.Module):

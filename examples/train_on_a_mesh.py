@@ -32,7 +32,6 @@ if args.distributed:
     processes.start()
 else:
     jax.config.update("jax_num_cpu_devices", 8)  # for a CPU; others have their own
-    jax.config.update("jax_cpu_enable_async_dispatch", False)  # they share threads
 
 
 class Net(nnx.Module):
@@ -109,7 +108,8 @@ with jax.set_mesh(mesh):
     random = np.random.default_rng(args.seed)
     for step, batch in enumerate(random.integers(0, 1500, (args.steps, 64)), 1):
         data = examples(images, batch), examples(labels, batch)
-        params, state, loss = train_step(params, state, *data)
+        # Simulated devices share threads: one program at a time, or they may hang.
+        params, state, loss = jax.block_until_ready(train_step(params, state, *data))
         if step % 20 == 0 and talks:
             print(f"{step:4d}  loss {loss:.3f}")
     reached = float(accuracy(params, images[1500:], labels[1500:]))

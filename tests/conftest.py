@@ -28,10 +28,6 @@ if jax.__version_info__ < (0, 11):
 # Read when the first backend starts, and inherited by the processes of tests.
 os.environ.setdefault("XLA_FLAGS", " ".join(QUICKLY))
 jax.config.update("jax_num_cpu_devices", 8)
-# Programs that run ahead of each other on eight devices, which share a few threads, can
-# wait for each other for ever: each holds threads that another's collective needs.
-jax.config.update("jax_cpu_enable_async_dispatch", False)
-
 # Every compiled program takes some memory maps of its own. A process may have 65,530,
 # and one that wants more is aborted by the compiler.
 MAPS = pathlib.Path("/proc/self/maps")

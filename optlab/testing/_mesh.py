@@ -107,7 +107,8 @@ def _walk(subject: Subject, tx: Any, step: Any, params: Any, grads: list[Any]) -
     """Returns (params, state, updates) at the start and after every gradient."""
     points = [(params, tx.init(params), None)]
     for g in grads:
-        points.append(step(points[-1][0], points[-1][1], g))
+        # Simulated devices share threads: one program at a time, or they may hang.
+        points.append(jax.block_until_ready(step(points[-1][0], points[-1][1], g)))
     return points
 
 

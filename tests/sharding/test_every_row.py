@@ -49,7 +49,8 @@ def gradients():
 def walk(step, tx, given):
     params, state, updates = given[0], tx.init(given[0]), None
     for g in given:
-        params, state, updates = step(params, state, g)
+        # Simulated devices share threads: one program at a time, or they may hang.
+        params, state, updates = jax.block_until_ready(step(params, state, g))
     return updates, state
 
 

@@ -56,7 +56,8 @@ def walk(tx, given):
     """Returns the updates of three steps, the last state, and the shardings of both."""
     state, step, out = tx.init(given[0]), jax.jit(tx.update), []
     for g in given:
-        updates, state = step(g, state, g)
+        # Simulated devices share threads: one program at a time, or they may hang.
+        updates, state = jax.block_until_ready(step(g, state, g))
         out.append(updates)
     return out, state
 

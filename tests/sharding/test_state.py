@@ -42,7 +42,7 @@ def test_state_stays_where_it_was_said_when_donated(name, axis_type):
             on_mesh.stepper(tx, name), donate_argnums=(0, 1), out_shardings=where
         )
         for _ in range(2):
-            params, state = step(params, state, grads)
+            params, state = jax.block_until_ready(step(params, state, grads))
             on_mesh.require_placed((params, state), where)
 
 
@@ -83,7 +83,7 @@ def test_chains_of_optax_stay_when_donated(name, axis_type):
 
     run = jax.jit(step, donate_argnums=(0, 1), out_shardings=where)
     for _ in range(2):
-        params, state = run(params, state)
+        params, state = jax.block_until_ready(run(params, state))
         on_mesh.require_placed((params, state), where)
 
 

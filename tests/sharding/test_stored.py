@@ -146,7 +146,7 @@ def test_a_state_can_rest_on_the_host(axis_type):
     for _ in range(2):
         for x in jax.tree.leaves(state):
             assert x.sharding.memory_kind == ("pinned_host" if x.ndim else "device")
-        updates, state = step(params, state, params)
+        updates, state = jax.block_until_ready(step(params, state, params))
     bare = optax.adamw(0.1)
     with jax.set_mesh(mesh):
         want, _ = jax.jit(lambda p: bare.update(p, bare.init(p), p))(params)

@@ -38,8 +38,9 @@ CASES = [
 @functools.lru_cache(maxsize=1)
 def subject(name):
     row = ROWS.get(name, TEMPLATE)
-    # Newton-Schulz multiplies rounding by the slope of its polynomial at zero.
-    slope = 4 if row.family == "spectral" else 1
+    # Newton-Schulz multiplies rounding by the slope of its polynomial at zero, M-FAC by
+    # its largest eigenvalue over the damping.
+    slope = 8 if row.name == "mfac" else 4 if row.family == "spectral" else 1
     return testing.Subject(
         row, reference=references.of_row(row), tolerance=slope * testing.TOLERANCE
     )

@@ -25,7 +25,8 @@ SLOPES = {
         ("muon", "normuon", "turbo_muon", "scion", "dion2", "muon_bp", "lanton"), 30
     ),
     **dict.fromkeys(("soap", "shampoo", "psgd_kron", "dion", "kfac"), 1000),
-    **dict.fromkeys(("galore", "natural_galore", "fira", "apollo", "frugal"), 1000),
+    **dict.fromkeys(("galore", "fira", "apollo", "frugal"), 1000),
+    "natural_galore": 10_000,
     **dict.fromkeys(("mkor", "mkor_h", "mfac", "adahessian"), 100),
 }
 

@@ -3,8 +3,8 @@
 Eight host devices serve the mesh tests; code that names no device still runs on the
 first. Tests run small programs a few times each, so that nearly all of their time is
 the compiler's: it is told not to polish. `XLA_FLAGS= pytest` tests what users run, with
-the compiler at its best. Nothing else is turned on here: a test that needs 64-bit types
-enables them for itself.
+the compiler at its best, and so does tests/schedules/test_bits.py for rates. Nothing
+else is turned on here: a test that needs 64-bit types enables them for itself.
 """
 
 import itertools
@@ -14,8 +14,10 @@ import pathlib
 import jax
 import pytest
 
+from tests import same_bits
+
 QUICKLY = [
-    "--xla_llvm_disable_expensive_passes=true",
+    same_bits.QUICKLY,
     "--xla_cpu_parallel_codegen_split_count=1",
     # Eight devices on few busy processors wait for each other; after 40 seconds, by
     # default, the process is aborted.

@@ -14,6 +14,7 @@ import optax
 import pytest
 
 from optlab import catalog, links
+from tests import same_bits
 
 LAST = 2**31 - 1
 PEAK = 0.3
@@ -129,12 +130,12 @@ def test_int_int32_traced_and_vmapped_counts_agree_bit_for_bit(row):
     eager = np.asarray(schedule(many))
     assert eager.dtype == np.float32 and eager.shape == many.shape
     for whole in (compiled, jax.vmap(schedule), lambda n: jax.lax.map(schedule, n)):
-        np.testing.assert_array_equal(whole(many), eager)
+        same_bits.require(whole(many), eager)
     for count, wanted in zip(counts(row)[::4], eager[::4], strict=True):
         one = int(count), np.uint32(count), jnp.int32(count)
         for got in (*map(schedule, one), compiled(one[-1])):
             assert jnp.shape(got) == ()
-            np.testing.assert_array_equal(got, wanted)
+            same_bits.require(got, wanted)
 
 
 @every_row
@@ -165,7 +166,7 @@ def test_the_state_shows_every_rate_and_a_run_resumed_anywhere_goes_on_with_it(r
 
     start = tx.init(jnp.ones(()))
     _, whole = run(start, jnp.ones(steps))
-    np.testing.assert_array_equal(whole, build(row)(jnp.arange(steps)))
+    same_bits.require(whole, build(row)(jnp.arange(steps)))
     for done in (30, length(row) - 120):
         state, first = run(start, jnp.ones(done))
         leaves, structure = jax.tree.flatten(state)

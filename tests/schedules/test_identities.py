@@ -72,7 +72,8 @@ IDENTITIES = {
 @pytest.mark.parametrize("name", IDENTITIES)
 def test_two_names_are_one_schedule(name):
     one, other = IDENTITIES[name]
-    np.testing.assert_allclose(one(STEPS), other(STEPS), rtol=1e-6, atol=1e-14)
+    # Near zero a rate may be the difference of two values of a table.
+    np.testing.assert_allclose(one(STEPS), other(STEPS), rtol=1e-6, atol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from optlab.links._arrays import in_float32 as in_float32
 from optlab.links._arrays import inner_product as inner_product
+from optlab.links._arrays import norm_over as norm_over
 from optlab.links._arrays import settled as settled
 from optlab.links._arrays import widen as widen
 from optlab.links._descend import DECAY_ORDERS as DECAY_ORDERS
@@ -15,5 +16,6 @@ from optlab.links._rate import scale_by_learning_rate as scale_by_learning_rate
 from optlab.links._rest import matrices_and_rest as matrices_and_rest
 from optlab.links._stacks import on_each as on_each
 from optlab.links._stacks import on_stacks as on_stacks
+from optlab.links._stacks import spread_rows as spread_rows
 from optlab.links._still import hold_still as hold_still
 from optlab.links._tangent import tangent as tangent

@@ -130,7 +130,24 @@ def settled(x: jax.Array) -> jax.Array:
 
 
 def norm_over(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Norms over some axes, which stay with size 1; squares do not overflow."""
-    largest = jnp.max(jnp.abs(x), axes, keepdims=True)
+    """Measures norms over some axes; squares of large entries do not overflow.
+
+    Args:
+      x: Array; of no entries the norm is 0.
+      axes: Axes to sum over.
+
+    Returns:
+      The Euclidean norms; these axes stay, with size 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optlab import links
+      >>> print(links.norm_over(jnp.array([[3e30, 4e30]]), (1,)))
+      [[5.e+30]]
+
+    Source:
+      Written for this library.
+    """
+    largest = jnp.max(jnp.abs(x), axes, keepdims=True, initial=0.0)
     unit = x / jnp.where(largest == 0, 1, largest)
     return largest * jnp.sqrt(jnp.sum(unit * unit, axes, keepdims=True))

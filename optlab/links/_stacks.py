@@ -82,10 +82,7 @@ def on_stacks(
 
     def shapes(params: optax.Params) -> list[jax.ShapeDtypeStruct]:
         def stacks(params: optax.Params) -> Stacks:
-            found, *_ = stacked(_arrays.widen(params))
-            if over is None:
-                return found
-            return [jnp.zeros((over.rows(x), *x.shape[1:]), x.dtype) for x in found]
+            return spread_rows(stacked(_arrays.widen(params))[0], over)
 
         # Their shapes alone: what is made of them lies on every device alike.
         return [
@@ -125,6 +122,30 @@ def on_stacks(
         return out, state_type(count, *fields)
 
     return optax.GradientTransformationExtraArgs(first, step)
+
+
+def spread_rows(stacks: Stacks, over: Any) -> Stacks:
+    """Gives stacks, whose values do not matter, the rows that they have when spread.
+
+    Args:
+      stacks: Arrays of shape (k, ...).
+      over: What `sharding.spread` makes, or None.
+
+    Returns:
+      Zeros with as many rows as `over` pads to; without it the stacks.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optlab import links
+      >>> links.spread_rows([jnp.ones((3, 2, 2))], None)[0].shape
+      (3, 2, 2)
+
+    Source:
+      Written for this library.
+    """
+    if over is None:
+        return stacks
+    return [jnp.zeros((over.rows(x), *x.shape[1:]), x.dtype) for x in stacks]
 
 
 def on_each(

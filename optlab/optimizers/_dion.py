@@ -94,7 +94,7 @@ def scale_by_dion(
 
     def init(params: optax.Params) -> ScaleByDionState:
         wide = links.widen(params)
-        stacks = jax.eval_shape(lambda tree: _rows(read(tree)[0], over), wide)
+        stacks = jax.eval_shape(lambda t: links.spread_rows(read(t)[0], over), wide)
         # A leaf where there are no parameters: Optax asks in this way which parts of a
         # state are shaped like the parameters.
         basis = tuple(map(first_basis, stacks)) or jnp.zeros(())
@@ -131,13 +131,6 @@ def scale_by_dion(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _rows(stacks: list[jax.Array], over: Any) -> list[jax.Array]:
-    """Gives stacks the numbers of rows that they have when they are spread."""
-    if over is None:
-        return stacks
-    return [jnp.zeros((over.rows(x), *x.shape[1:]), x.dtype) for x in stacks]
 
 
 def _power_steps(

@@ -258,15 +258,11 @@ def _roots(
 def _scaled_to(like: jax.Array, x: jax.Array, roots: Any, graft: str) -> jax.Array:
     """Multiplies blocks by their roots, and gives each the norm of that of `like`."""
     x = kernels.kronecker_apply(x, roots)
-    return x if graft == "none" else x * _statistics.ratio(_norms(like), _norms(x))
-
-
-def _norms(x: jax.Array) -> jax.Array:
-    # Entries of 1e30 have squares beyond float32, so the largest is divided out.
+    if graft == "none":
+        return x
     axes = tuple(range(1, x.ndim))
-    largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0.0)
-    y = _statistics.ratio(x, largest)
-    return largest * jnp.sqrt(jnp.sum(y * y, axis=axes, keepdims=True))
+    lengths = [links.norm_over(y, axes) for y in (like, x)]
+    return x * _statistics.ratio(*lengths)
 
 
 def shampoo(

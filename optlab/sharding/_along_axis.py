@@ -5,10 +5,11 @@ import functools
 from collections.abc import Callable
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from optlab.sharding import _spread
-from optlab.sharding._moves import names_of, spec_of
+from optlab.sharding._moves import moved, spec_of
+from optlab.sharding._parameters import cuts_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,25 +34,13 @@ class AlongAxis:
                 " sharding.over_axis, which keeps matrices whole"
             )
         # The stack may stay cut over other axes; the shorter side must be whole.
-        rows = tuple(a for a in names_of(given.spec, 3)[0] if a not in axes)
+        rows = tuple(a for a in cuts_of(given.spec, 3)[0] if a not in axes)
         sides = (axes, ()) if side == -2 else ((), axes)
         spec = spec_of((rows, *sides))
-        run = jax.shard_map(
-            functools.partial(self.kernel, along=(side, axes)),
-            mesh=self.over.mesh if jax.sharding.get_abstract_mesh().empty else None,
-            in_specs=spec,
-            out_specs=spec,
-            check_vma=False,
-        )
-        near = _at(x, given, spec)
-        return _at(run(near), NamedSharding(given.mesh, spec), given.spec)
-
-
-def _at(x: jax.Array, given: NamedSharding, spec: PartitionSpec) -> jax.Array:
-    """Moves an array unless it is there."""
-    if names_of(given.spec, x.ndim) == names_of(spec, x.ndim):
-        return x
-    return jax.reshard(x, NamedSharding(given.mesh, spec))
+        kernel = functools.partial(self.kernel, along=(side, axes))
+        near = moved(x, given, spec)
+        found = self.over.on_blocks(kernel, spec, spec)(near)
+        return moved(found, NamedSharding(given.mesh, spec), given.spec)
 
 
 def along_axis(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from optlab.sharding._compiled_text import Collective
-from optlab.sharding._moves import names_of
+from optlab.sharding._parameters import cuts_of
 
 Names = tuple[str, ...]
 
@@ -187,7 +187,7 @@ def _cuts(shape: tuple, spec: PartitionSpec, mesh: Mesh | AbstractMesh):
             f"cheapest: needs a stack (k, m, n) and a spec of its axes, got {shape} and"
             f" {spec}"
         )
-    cuts = names_of(spec, 3)
+    cuts = cuts_of(spec, 3)
     for size, names in zip(shape, cuts, strict=True):
         for name in names:
             if name not in mesh.shape:

@@ -7,20 +7,23 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from optlab.sharding._parameters import cuts_of
 
 Names = tuple[str, ...]
 
 
-def names_of(spec: PartitionSpec, rank: int) -> tuple[Names, ...]:
-    """Returns the mesh axes that cut each axis of an array."""
-    entries = (*spec, *(None,) * (rank - len(spec)))
-    return tuple(tuple(jax.tree.leaves([entry])) for entry in entries)
-
-
 def spec_of(names: tuple[Names, ...]) -> PartitionSpec:
-    """Undoes `names_of`."""
+    """Writes a spec with an entry for every axis, as types have it."""
     return PartitionSpec(*(one or None for one in names))
+
+
+def moved(x: jax.Array, at: NamedSharding, to: PartitionSpec) -> jax.Array:
+    """Moves an array from where it is on a mesh, unless it is there."""
+    if cuts_of(at.spec, x.ndim) == cuts_of(to, x.ndim):
+        return x
+    return jax.reshard(x, NamedSharding(at.mesh, to))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from optlab.sharding import _slots
-from optlab.sharding._moves import Moves, names_of, spec_of
+from optlab.sharding._moves import Moves, moved, spec_of
+from optlab.sharding._parameters import cuts_of
 
 WIRES = (None, "bfloat16")
 Function = Callable[[list[jax.Array], Any], tuple[Sequence[Any], Any]]
@@ -152,22 +153,29 @@ class Spread:
             lambda x: PartitionSpec(self.axes) if jnp.ndim(x) else PartitionSpec(), kept
         )
 
-        run = jax.shard_map(
-            functools.partial(function, moves),
-            # Where a mesh is set, it is that one; else it has to be told.
-            mesh=self.mesh if jax.sharding.get_abstract_mesh().empty else None,
-            in_specs=(ins, stay),
-            out_specs=(outs, stay),
-            # Rows are the same again after a gather, which the types do not tell.
-            check_vma=False,
+        run = self.on_blocks(
+            functools.partial(function, moves), (ins, stay), (outs, stay)
         )
-        near = list(map(_moved, stacks, (s.spec for s in given), ins))
-        found, kept = run(near, kept)
+        found, kept = run(list(map(moved, stacks, given, ins)), kept)
         back = zip(found, ranks, stacks, ins, given, strict=True)
         return [
-            _moved(y, spec, s.spec) if rank == x.ndim else y
+            moved(y, NamedSharding(s.mesh, spec), s.spec) if rank == x.ndim else y
             for y, rank, x, spec, s in back
         ], kept
+
+    def on_blocks(
+        self, function: Callable[..., Any], ins: Any, outs: Any
+    ) -> Callable[..., Any]:
+        """Runs a function on the blocks that each device holds; specs say which."""
+        return jax.shard_map(
+            function,
+            # Where a mesh is set, it is that one; else it has to be told.
+            mesh=self.mesh if jax.sharding.get_abstract_mesh().empty else None,
+            in_specs=ins,
+            out_specs=outs,
+            # What is the same again after a gather, or a sum, the types do not tell.
+            check_vma=False,
+        )
 
     def where(self, x: jax.Array) -> NamedSharding:
         """Reads from its type where an array is."""
@@ -193,20 +201,13 @@ class Spread:
     def _moves(
         self, x: jax.Array, sharding: NamedSharding, first: int | None = None
     ) -> Moves:
-        rows, *others = names_of(sharding.spec, x.ndim)
+        rows, *others = cuts_of(sharding.spec, x.ndim)
         # What cannot be moved in one step is made whole first: rows in another order,
         # and axes that are not spread over.
         rows = rows if rows == self.axes[: len(rows)] else ()
         kept = [tuple(a for a in own if a in self.axes) for own in others]
         place = (rows, *kept)
         return Moves(self.mesh, self.axes, self.pad, place, self.wire_dtype, first)
-
-
-def _moved(x: jax.Array, at: PartitionSpec, to: PartitionSpec) -> jax.Array:
-    if names_of(at, x.ndim) == names_of(to, x.ndim):
-        return x
-    mesh = jax.typeof(x).sharding.mesh
-    return jax.reshard(x, NamedSharding(mesh, to))
 
 
 def spread(

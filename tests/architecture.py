@@ -33,7 +33,7 @@ LADDER: dict[str, tuple[str, ...]] = {
 SHARED_FILES = {
     "catalog": (
         *("_row", "_optimizers", "_spectral", "_kronecker", "_curvature"),
-        *("_first_order", "_low_memory", "_schedules", "_wrappers"),
+        *("_first_order", "_geometry", "_low_memory", "_schedules", "_wrappers"),
     ),
     "controllers": ("_forecast", "_next_rate", "_stages"),
     "sharding": (

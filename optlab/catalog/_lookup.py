@@ -5,6 +5,7 @@ import difflib
 from optlab.catalog import (
     _curvature,
     _first_order,
+    _geometry,
     _kronecker,
     _low_memory,
     _optimizers,
@@ -17,6 +18,7 @@ from optlab.catalog._row import Row
 ROWS = (
     *_optimizers.ROWS,
     *_first_order.ROWS,
+    *_geometry.ROWS,
     *_spectral.ROWS,
     *_kronecker.ROWS,
     *_curvature.ROWS,

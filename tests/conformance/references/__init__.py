@@ -9,6 +9,7 @@ from tests.conformance.references import (
     adaptive,
     curvature,
     first_order,
+    geometry,
     kronecker,
     low_memory,
     projected,
@@ -23,6 +24,7 @@ REFERENCES = {
     **curvature.REFERENCES,
     **low_memory.REFERENCES,
     **projected.REFERENCES,
+    **geometry.REFERENCES,
 }
 
 

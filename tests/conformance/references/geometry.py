@@ -1,0 +1,3 @@
+"""Methods that move along curves, in float64 NumPy."""
+
+REFERENCES = {}

@@ -17,10 +17,10 @@ RATE = 0.1
 DIGITS = 1e-8
 
 
-def run(make, *, steps=3, **settings):
+def run(make, *, steps=3, start=START, gradients=GRADIENTS, **settings):
     """Returns the parameters after each step in float64, at a rate of 0.1."""
     with jax.enable_x64(True):
-        grads = [np.array(GRADIENTS[t % 3]) for t in range(steps)]
+        grads = [np.array(gradients[t % len(gradients)]) for t in range(steps)]
         tx = make(RATE, **settings)
-        points, _ = trajectories.parameters(tx, jnp.array(START), grads, compiled=True)
+        points, _ = trajectories.parameters(tx, jnp.array(start), grads, compiled=True)
         return np.array(points)

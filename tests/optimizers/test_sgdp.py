@@ -9,50 +9,44 @@ import optax
 import pytest
 
 from optlab import optimizers
-from tests.optimizers import trajectories
+from tests.optimizers import fixture
 
 # Rows are output channels, as in the authors' layout.
-FIRST = jnp.array([[3.0, 4.0], [1.0, 0.0]]), 2 * [np.array([[4.0, -3.0], [0.0, 2.0]])]
-LAYER = (
-    jnp.eye(2),
-    [np.array([[1.0, 0.5], [0.5, -1.0]]), np.array([[0.3, -0.2], [1.0, -0.4]])],
-)
-SGDP = functools.partial(optimizers.sgdp, 0.1, momentum=0.9, weight_decay=0.01)
+CASES = {
+    "channels": (
+        ([[3.0, 4.0], [1.0, 0.0]], [[[4.0, -3.0], [0.0, 2.0]]]),
+        {},
+        [[[2.597, 4.296], [0.999, -0.2]], [[1.81103, 4.82304], [0.98901, -0.578]]],
+    ),
+    "the layer": (
+        (np.eye(2), [[[1.0, 0.5], [0.5, -1.0]], [[0.3, -0.2], [1.0, -0.4]]]),
+        {},
+        [[[0.899, -0.05], [-0.05, 1.099]], [[0.77001, -0.0745], [-0.1945, 1.21801]]],
+    ),
+    "the layer, nesterov": (
+        (np.eye(2), [[[1.0, 0.5], [0.5, -1.0]], [[0.3, -0.2], [1.0, -0.4]]]),
+        {"nesterov": True},
+        [
+            [[0.809, -0.095], [-0.095, 1.189]],
+            [[0.66291, -0.09655], [-0.32455, 1.33411]],
+        ],
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("make", "case", "wanted"),
-    [
-        (
-            SGDP,
-            FIRST,
-            [[[2.597, 4.296], [0.999, -0.2]], [[1.81103, 4.82304], [0.98901, -0.578]]],
-        ),
-        (
-            SGDP,
-            LAYER,
-            [
-                [[0.899, -0.05], [-0.05, 1.099]],
-                [[0.77001, -0.0745], [-0.1945, 1.21801]],
-            ],
-        ),
-        (
-            functools.partial(SGDP, nesterov=True),
-            LAYER,
-            [
-                [[0.809, -0.095], [-0.095, 1.189]],
-                [[0.66291, -0.09655], [-0.32455, 1.33411]],
-            ],
-        ),
-    ],
-)
-def test_the_numbers_of_the_authors_code(make, case, wanted):
-    got, _ = trajectories.parameters(make(channel_axis=0), *case)
-    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("case", CASES)
+def test_the_numbers_of_the_authors_code(case):
+    (start, gradients), more, wanted = CASES[case]
+    run = functools.partial(
+        fixture.run, optimizers.sgdp, steps=2, momentum=0.9, weight_decay=0.01, **more
+    )
+    got = run(start=start, gradients=gradients, channel_axis=0)
+    # Published with few digits, and eps = 1e-8 beside lengths of 1.
+    np.testing.assert_allclose(got, wanted, rtol=1e-7, atol=1e-8)
     # The transpose, with its channels last, takes the transposed steps.
-    turned = case[0].T, [g.T for g in case[1]]
-    also, _ = trajectories.parameters(make(channel_axis=-1), *turned)
-    np.testing.assert_allclose([w.T for w in also], got, rtol=1e-6)
+    turned = {"start": np.transpose(start), "gradients": np.swapaxes(gradients, 1, 2)}
+    also = run(**turned, channel_axis=-1)
+    np.testing.assert_allclose(np.swapaxes(also, 1, 2), got, rtol=1e-14)
 
 
 def test_the_sum_can_be_projected_too():

@@ -1,0 +1,278 @@
+"""First-order optimizers on digits and on text, each tuned alike.
+
+    python benchmarks/first_order.py --out runs/first_order --jobs 2
+    python benchmarks/first_order.py --report
+
+A method has two settings of its averages: those of its paper, and shorter ones. Each
+setting has a grid of rates in factors of two, which grows until the best rate lies
+inside; at the best of all, three other seeds are run. AdamW and NAdamW have six
+settings. The first command runs what is not in the folder yet and writes the
+numbers to `benchmarks/first_order.json`; the second prints the tables from there.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import grids
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import parallel
+from flax import nnx
+
+from optlab import catalog, links, schedules, wrappers
+from optlab.lab import runs, workloads
+
+RECORD = pathlib.Path(__file__).with_suffix(".json")
+SWEEP_SEEDS = {"digits": (0, 4, 5), "shakespeare": (0,)}
+SEEDS = (1, 2, 3)
+STEPS = {"digits": 200, "shakespeare": 150}
+WARMUP = 0.1  # of the steps; then linearly to zero
+BASELINE = "adamw"
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """An optimizer and what its sweep begins with.
+
+    Attributes:
+      build: From a rate and settings to the optimizer.
+      rate: Middle of the first three rates.
+      settings: What is tried beside the rate.
+      size: Size of the text model; "lecun" begins without zeros.
+    """
+
+    build: Callable[..., optax.GradientTransformation]
+    rate: float
+    settings: tuple[Mapping[str, Any], ...] = ({},)
+    size: str = "default"
+
+
+def of_row(
+    name: str, rate: float, *settings: Mapping[str, Any], size: str = "default"
+) -> Method:
+    """Makes the method of a row of the catalogue."""
+
+    def build(rate: Any, **more: Any) -> optax.GradientTransformation:
+        return catalog.get(name).build(rate, **more)
+
+    return Method(build, rate, settings or ({},), size)
+
+
+def around_adam(
+    link: Callable[[optax.GradientTransformation], optax.GradientTransformation],
+) -> Method:
+    """Makes a wrapper around Adam's direction; the rate is behind it."""
+
+    def build(rate: Any, **more: Any) -> optax.GradientTransformation:
+        adam = link(optax.scale_by_adam(**more))
+        return optax.chain(adam, links.scale_by_learning_rate(rate))
+
+    return Method(build, 0.01, ADAM)
+
+
+# Decays of averages: the papers', and such as suit a few hundred steps.
+ADAM: Any = ({}, {"b1": 0.7, "b2": 0.99})
+MORE_OF_ADAM: Any = tuple(
+    {"b1": b1, "b2": b2}
+    for b1, b2 in ((0.9, 0.99), (0.8, 0.99), (0.5, 0.99), (0.7, 0.95))
+)
+MOMENTA: Any = ({"momentum": 0.9}, {"momentum": 0.7})
+
+METHODS: dict[str, Method] = {
+    "adamw": of_row("adamw", 0.01, *ADAM, *MORE_OF_ADAM),
+    "nadamw": of_row("nadamw", 0.01, *ADAM, *MORE_OF_ADAM),
+    "sgd": of_row("sgd", 0.2, *MOMENTA),
+    "sgd, nesterov": of_row("sgd", 0.2, *({**m, "nesterov": True} for m in MOMENTA)),
+    "sgdp": of_row("sgdp", 0.2, *MOMENTA),
+    "sgd_sai": of_row("sgd_sai", 0.005, *MOMENTA),
+    "lion": of_row("lion", 0.001, {}, {"b1": 0.7, "b2": 0.9}),
+    "adamp": of_row("adamp", 0.01, *ADAM),
+    "adabelief": of_row("adabelief", 0.01, *ADAM),
+    "adabelief, not rectified": of_row(
+        "adabelief", 0.01, *({**a, "rectify": False, "eps": 1e-8} for a in ADAM)
+    ),
+    "adan": of_row("adan", 0.02, {}, {"b1": 0.9, "b2": 0.7, "b3": 0.99}),
+    "diffgrad": of_row("diffgrad", 0.01, *ADAM),
+    "cautious adam": around_adam(wrappers.cautious),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """All runs of a method on one workload, one after the other."""
+
+    method: str
+    workload: str
+
+    @property
+    def folder(self) -> str:
+        """Names the folder."""
+        return f"{self.workload}-{self.method}".replace(", ", "-").replace(" ", "-")
+
+    def run(self, out: pathlib.Path) -> dict[str, Any]:
+        """Tunes, or reads back what is there."""
+        record = out / "result.json"
+        if record.exists():
+            return runs.read_json(record)
+        out.mkdir(parents=True, exist_ok=True)
+        found = tune(self.method, self.workload)
+        runs.write_json(record, found)
+        return found
+
+
+def tune(name: str, workload: str) -> dict[str, Any]:
+    """Finds the best setting and rate of a method, and runs the other seeds there."""
+    method, tried = METHODS[name], []
+    for settings in method.settings:
+        trained = trainer(name, workload, tuple(settings.items()))
+
+        def losses_at(rates: list[float], trained: Any = trained) -> dict[float, float]:
+            seeds = SWEEP_SEEDS[workload]
+            return {
+                rate: statistics.mean(trained(rate, seed)[0] for seed in seeds)
+                for rate in rates
+            }
+
+        sweep = grids.tune(losses_at, (method.rate / 2, method.rate, method.rate * 2))
+        best = min(sweep, key=sweep.__getitem__)
+        tried.append((sweep[best], best, dict(settings), sweep, trained))
+    _, rate, settings, _, trained = min(tried, key=lambda trial: trial[0])
+    finals = [trained(rate, seed) for seed in SEEDS]
+    return {
+        "method": name,
+        "workload": workload,
+        "size": method.size,
+        "settings": settings,
+        "rate": rate,
+        "final_loss": statistics.mean(final[0] for final in finals),
+        "finals": [list(final) for final in finals],
+        "sweeps": [
+            {
+                "settings": tested,
+                "losses": {f"{r:g}": _finite(x) for r, x in sorted(sweep.items())},
+            }
+            for _, _, tested, sweep, _ in tried
+        ],
+    }
+
+
+@functools.lru_cache(maxsize=1)
+def trainer(
+    name: str, workload: str, settings: tuple[tuple[str, Any], ...]
+) -> Callable[[float, int], tuple[float, float]]:
+    """Compiles a whole run; returns the function from rate and seed to its ends."""
+    method, steps = METHODS[name], STEPS[workload]
+    task = workloads.get(
+        workload, method.size if workload == "shakespeare" else "default"
+    )
+    graph, _ = nnx.split(task.make_model(0))
+    valid = task.valid_batches()
+
+    def loss(params: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return task.loss(nnx.merge(graph, params), batch)
+
+    @jax.jit
+    def train(rate: jax.Array, params: Any, batches: Any) -> Any:
+        schedule = schedules.linear(
+            rate, total_steps=steps, warmup_steps=int(WARMUP * steps)
+        )
+        tx = optax.with_extra_args_support(method.build(schedule, **dict(settings)))
+
+        def step(carry: Any, batch: Any) -> tuple[Any, None]:
+            params, state = carry
+            (value, _), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
+            updates, state = tx.update(grads, state, params, value=value)
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), batches)
+        return params
+
+    @jax.jit
+    def ends(params: Any) -> tuple[jax.Array, jax.Array]:
+        losses, facts = zip(*(loss(params, batch) for batch in valid), strict=True)
+        accuracies = [fact["accuracy"] for fact in facts]
+        return jnp.mean(jnp.stack(losses)), jnp.mean(jnp.stack(accuracies))
+
+    def trained(rate: float, seed: int) -> tuple[float, float]:
+        _, params = nnx.split(task.make_model(seed))
+        final, accuracy = ends(train(rate, params, _batches(task, seed, steps)))
+        return float(final) if math.isfinite(final) else math.inf, float(accuracy)
+
+    return trained
+
+
+@functools.lru_cache(maxsize=8)
+def _batches(task: workloads.Workload, seed: int, steps: int) -> Any:
+    rows = [task.batch(seed, step) for step in range(steps)]
+    return jax.tree.map(lambda *parts: np.stack(parts), *rows)
+
+
+def _finite(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None
+
+
+def run_all(pool: parallel.Pool, names: list[str], workload_names: list[str]) -> None:
+    """Runs what is missing and writes the numbers."""
+    jobs = [Tuning(name, workload) for workload in workload_names for name in names]
+    pool.finish(jobs)
+    found = {}
+    if RECORD.exists():
+        cells = json.loads(RECORD.read_text())
+        found = {(cell["workload"], cell["method"]): cell for cell in cells}
+    for job in jobs:
+        found[job.workload, job.method] = job.run(pool.out / job.folder)
+    order = [(workload, name) for workload in STEPS for name in METHODS]
+    runs.write_json(RECORD, [found[key] for key in order if key in found])
+
+
+def report() -> str:
+    """Returns a table for each workload, the lowest loss first."""
+    cells = json.loads(RECORD.read_text())
+    tables = []
+    for workload, steps in STEPS.items():
+        here = [cell for cell in cells if cell["workload"] == workload]
+        lines = [
+            f"| `{workload}`, {steps} steps | rate | settings | runs of the sweep |"
+            " final loss | accuracy |",
+            "| --- | ---: | --- | ---: | --- | ---: |",
+        ]
+        for cell in sorted(here, key=lambda cell: cell["final_loss"]):
+            losses, accuracies = zip(*cell["finals"], strict=True)
+            said = ", ".join(f"{k}={v:g}" for k, v in cell["settings"].items())
+            tried = sum(len(sweep["losses"]) for sweep in cell["sweeps"])
+            lines.append(
+                f"| {cell['method']} | {cell['rate']:.3g} | {said or 'published'} |"
+                f" {tried} | {statistics.mean(losses):.4f} ±"
+                f" {statistics.stdev(losses):.4f} | {statistics.mean(accuracies):.1%} |"
+            )
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+def main() -> None:
+    """Runs what is missing, or prints what there is."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=pathlib.Path, help="folder of the runs")
+    parser.add_argument("--jobs", type=int, default=2, help="methods at a time")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="some only")
+    parser.add_argument("--workloads", nargs="+", default=list(STEPS), help="some only")
+    parser.add_argument("--report", action="store_true", help="print the tables only")
+    flags = parser.parse_args()
+    if not flags.report:
+        if flags.out is None:
+            parser.error("--out is needed: the folder of the runs")
+        run_all(parallel.Pool(flags.out, flags.jobs), flags.methods, flags.workloads)
+    print(report())
+
+
+if __name__ == "__main__":
+    main()

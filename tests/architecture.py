@@ -33,7 +33,8 @@ LADDER: dict[str, tuple[str, ...]] = {
 SHARED_FILES = {
     "catalog": (
         *("_row", "_optimizers", "_spectral", "_kronecker", "_curvature"),
-        *("_first_order", "_geometry", "_low_memory", "_schedules", "_wrappers"),
+        *("_first_order", "_geometry", "_links", "_low_memory", "_schedules"),
+        *("_momentum", "_wrappers"),
     ),
     "controllers": ("_forecast", "_next_rate", "_stages"),
     "sharding": (
@@ -48,7 +49,7 @@ SHARED_FILES = {
         ),
     ),
     "inspection": ("_traced", "_temporaries", "_step"),
-    "links": ("_arrays", "_rate"),
+    "links": ("_arrays", "_channels", "_leaves", "_ranges", "_rate"),
     "optimizers": (
         "_muon",
         "_subspace",

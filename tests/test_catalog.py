@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from optlab import catalog, testing
+from optlab import catalog, optimizers, testing
 
 EXTRA = {"value", "grad", "value_fn", "key", "loss_fn", "layer_stats"}
 EXTRA |= {"hessian_diag", "noise_pair"}
@@ -20,7 +20,7 @@ every_row = pytest.mark.parametrize("row", catalog.rows(), ids=lambda row: row.n
 
 
 def arguments(row):
-    return inspect.signature(row.build).parameters
+    return inspect.signature(row.whole().build).parameters
 
 
 def test_names_are_unique():
@@ -53,6 +53,7 @@ def test_a_row_lives_in_its_room_under_its_name(row):
 
 @every_row
 def test_defaults_and_static_arguments_are_arguments_of_build(row):
+    row = row.whole()
     assert set(row.defaults) <= set(arguments(row))
     assert set(row.static) <= set(arguments(row))
     rooms = {"optimizers": "learning_rate", "wrappers": "inner", "schedules": "peak"}
@@ -66,7 +67,7 @@ def test_all_that_is_not_static_may_be_traced(row):
     # Numbers are the ones to trace, but for those that set shapes or turns; what is no
     # number must be static.
     for name, parameter in arguments(row).items():
-        value = row.defaults.get(name, parameter.default)
+        value = row.whole().defaults.get(name, parameter.default)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         assert number or value is None or name in row.static, name
 
@@ -85,6 +86,20 @@ def test_a_row_is_found_by_its_name(row):
     assert catalog.get(row.name) is row
     assert catalog.get(row.name, row.room) is row
     assert row in catalog.rows(row.room)
+
+
+LINKS = [row for row in catalog.rows() if row.link]
+
+
+@pytest.mark.parametrize("row", LINKS, ids=lambda row: row.name)
+def test_a_link_stands_beside_sgd_where_its_row_says(row):
+    whole = row.whole()
+    assert (whole.name, whole.link, whole.whole()) == (row.name, "", whole)
+    tx = whole.build(0.5, **row.defaults)
+    own, sgd = row.build(**row.defaults), optimizers.sgd(0.5, momentum=0.9)
+    order = {"first": (own, sgd), "last": (sgd, own)}[row.link]
+    states = [x.init(jnp.ones(2)) for x in order]
+    assert jax.tree.structure(tx.init(jnp.ones(2))) == jax.tree.structure((*states,))
 
 
 def test_on_a_mesh_a_row_gets_other_arguments():
@@ -117,6 +132,7 @@ def test_the_table_has_one_line_for_each_row():
     lines = catalog.markdown_table().splitlines()
     assert len(lines) == len(catalog.rows()) + 2
     for line, row in zip(lines[2:], catalog.rows(), strict=True):
-        assert line.startswith(f"| `{row.name}` | {row.room} | {row.family} | [")
+        room = f"{row.room}, a link" if row.link else row.room
+        assert line.startswith(f"| `{row.name}` | {room} | {row.family} | [")
         assert line.endswith(f"]({row.paper.url}) |")
         assert line.count("|") == 5

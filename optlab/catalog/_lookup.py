@@ -8,6 +8,7 @@ from optlab.catalog import (
     _geometry,
     _kronecker,
     _low_memory,
+    _links,
     _optimizers,
     _schedules,
     _spectral,
@@ -22,6 +23,8 @@ ROWS = (
     *_spectral.ROWS,
     *_kronecker.ROWS,
     *_curvature.ROWS,
+    *_links.ROWS,
+    *_momentum.ROWS,
     *_low_memory.ROWS,
     *_wrappers.ROWS,
     *_schedules.ROWS,
@@ -94,5 +97,6 @@ def markdown_table() -> str:
     for row in ROWS:
         paper = row.paper
         source = f"[{paper.authors} {paper.year}]({paper.url})"
-        lines.append(f"| `{row.name}` | {row.room} | {row.family} | {source} |")
+        room = f"{row.room}, a link" if row.link else row.room
+        lines.append(f"| `{row.name}` | {room} | {row.family} | {source} |")
     return "\n".join(lines)

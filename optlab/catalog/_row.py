@@ -1,10 +1,17 @@
 """What a row of the catalogue holds."""
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from optlab import sharding
+import optax
+
+from optlab import links, optimizers, sharding
+
+# What stands beside a link when a whole optimizer is wanted.
+RATE, MOMENTUM = 0.1, 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +49,9 @@ class Row:
       on_mesh: From a mesh and axis names to the arguments that differ there, or None.
       exempt: Promises of the conformance suite that the method cannot keep by its
         nature, each with the reason.
+      link: Empty for what is a whole optimizer. 'first' or 'last' for a link without
+        rate and sign: where it stands when SGD with momentum is put beside it, which
+        is how the suite tests it and how the text of a chain trains with it.
     """
 
     name: str
@@ -56,6 +66,42 @@ class Row:
     eval_params: Callable[..., Any] | None = None
     on_mesh: Callable[..., Mapping[str, Any]] | None = None
     exempt: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    link: str = ""
+
+    def whole(self) -> "Row":
+        """Returns the row of a whole optimizer: this one, or a link with SGD beside it.
+
+        Example:
+          >>> from optlab import catalog
+          >>> catalog.get("centralize_gradients").whole().defaults["learning_rate"]
+          0.1
+        """
+        if not self.link:
+            return self
+        return dataclasses.replace(
+            self,
+            build=_beside_sgd(self.build, self.link),
+            defaults={"learning_rate": RATE, **self.defaults},
+            link="",
+        )
+
+
+def _beside_sgd(make: Callable[..., Any], place: str) -> Callable[..., Any]:
+    """Makes the builder of an optimizer: its rate, and the arguments of the link."""
+
+    @functools.wraps(make)
+    def build(learning_rate: Any, **settings: Any) -> Any:
+        parts = [make(**settings), optimizers.sgd(learning_rate, momentum=MOMENTUM)]
+        chain = optax.chain(*(parts if place == "first" else reversed(parts)))
+        # Half precision would be rounded between the two.
+        return links.in_float32(chain)
+
+    signature = inspect.signature(make)
+    named = inspect.Parameter.KEYWORD_ONLY
+    own = [p.replace(kind=named) for p in signature.parameters.values()]
+    rate = inspect.signature(optimizers.sgd).parameters["learning_rate"]
+    build.__dict__["__signature__"] = signature.replace(parameters=[rate, *own])
+    return build
 
 
 def spread_on_mesh(mesh: Any, axes: Any) -> Mapping[str, Any]:

@@ -10,7 +10,8 @@ integer, a float, true, false, none or a name. The schedule is built for the run
 length and handed to the optimizer as its learning rate: its peak is the optimizer's
 `learning_rate`. An optimizer that leaves some parameters to another one (Muon) takes
 that one's name as `rest=` and its settings as `rest.key=`; the rest follows the same
-schedule, scaled to a peak of its own.
+schedule, scaled to a peak of its own. The name of a link, such as `clip_coordinates`,
+stands for SGD with momentum and that link in its place.
 """
 
 import dataclasses

@@ -55,14 +55,14 @@ class Part:
 
     @property
     def row(self) -> catalog.Row:
-        """The catalogue's row; a file of rates has one too."""
+        """The catalogue's row; a file of rates has one too, a link stands for SGD."""
         rows = {row.name: row for row in catalog.rows(self.room)}
         if self.room == "schedules":
             rows["file"] = rate_file.ROW
         if self.name not in rows:
             kind = self.room.removesuffix("s")
             raise ChainError(settings.unknown(kind, self.name, rows))
-        return rows[self.name]
+        return rows[self.name].whole()
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:

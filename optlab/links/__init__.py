@@ -5,6 +5,8 @@ from optlab.links._arrays import inner_product as inner_product
 from optlab.links._arrays import norm_over as norm_over
 from optlab.links._arrays import settled as settled
 from optlab.links._arrays import widen as widen
+from optlab.links._channels import channel_axes as channel_axes
+from optlab.links._channels import reduce_alike as reduce_alike
 from optlab.links._descend import DECAY_ORDERS as DECAY_ORDERS
 from optlab.links._descend import add_decayed_weights as add_decayed_weights
 from optlab.links._descend import descend as descend

@@ -6,8 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optlab import trees
-from optlab.links import _arrays
+from optlab.links import _arrays, _channels
 
 
 def tangent(
@@ -77,7 +76,9 @@ def tangent(
     ]
     rows = list(zip(*columns, leaves, strict=True))
     groups: dict[Any, list[int]] = {}
-    for index, view in enumerate(_channels(who, params, channel_axis, views)):
+    for index, view in enumerate(
+        _channels.channel_axes(who, params, channel_axis, views)
+    ):
         if view is not None and leaves[index].size:
             kinds = tuple(jax.typeof(x) for x in rows[index])
             groups.setdefault((view, kinds), []).append(index)
@@ -121,36 +122,3 @@ def _projected(
     by_layer, of_layer = attempt((*reduction, *output), ())
     out = jnp.where(by_channel, of_channels, jnp.where(by_layer, of_layer, q))
     return out, by_channel | by_layer
-
-
-def _channels(
-    who: str, params: Any, channel_axis: Any, views: Any
-) -> list[tuple[tuple[int, ...], tuple[int, ...]] | None]:
-    """Lists for each leaf the axes to sum over and those of the channels, negative."""
-    known = {}
-    if channel_axis is None:
-        found = views(params) if callable(views) else views
-        known = {
-            trees.path_string(path): (view.reduction, view.output)
-            for path, view in jax.tree_util.tree_leaves_with_path(found)
-        }
-    out = []
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        path, rank = trees.path_string(key_path), jnp.ndim(leaf)
-        axes = known.get(path)
-        if channel_axis is not None and rank > 1:
-            named = channel_axis if isinstance(channel_axis, tuple) else (channel_axis,)
-            output = {axis % rank for axis in named if -rank <= axis < rank}
-            rest = tuple(axis for axis in range(rank) if axis not in output)
-            if len(output) < len(named) or not rest or not named:
-                raise ValueError(
-                    f"{who}: leaf {path!r} has shape {jnp.shape(leaf)};"
-                    f" channel_axis={channel_axis} must name axes of it, none twice,"
-                    " and leave one to sum over. Name the axes leaf by leaf:"
-                    " channel_axis=None, views=trees.matrix_views(params, rules=[...])"
-                )
-            axes = (rest, tuple(output))
-        out.append(
-            axes and tuple(tuple(a % rank - rank for a in part) for part in axes)
-        )
-    return out

@@ -24,6 +24,9 @@ from optlab.optimizers._apollo import apollo as apollo
 from optlab.optimizers._apollo import scale_by_apollo as scale_by_apollo
 from optlab.optimizers._diffgrad import ScaleByDiffgradState as ScaleByDiffgradState
 from optlab.optimizers._diffgrad import diffgrad as diffgrad
+from optlab.optimizers._centralize_gradients import (
+    centralize_gradients as centralize_gradients,
+)
 from optlab.optimizers._diffgrad import scale_by_diffgrad as scale_by_diffgrad
 from optlab.optimizers._dion import ScaleByDionState as ScaleByDionState
 from optlab.optimizers._dion import dion as dion

@@ -147,7 +147,8 @@ class Subject:
         tolerance: float = TOLERANCE,
     ):
         if isinstance(tx_or_build, catalog.Row):
-            row, tx_or_build = tx_or_build, tx_or_build.build
+            row = tx_or_build.whole()
+            tx_or_build = row.build
         fixed = isinstance(tx_or_build, optax.GradientTransformation)
         if not fixed and not callable(tx_or_build):
             raise TypeError(

@@ -37,7 +37,7 @@ CASES = [
 # Row after row: a subject that goes takes its compiled programs with it.
 @functools.lru_cache(maxsize=1)
 def subject(name):
-    row = ROWS.get(name, TEMPLATE)
+    row = ROWS.get(name, TEMPLATE).whole()
     # Newton-Schulz multiplies rounding by the slope of its polynomial at zero, M-FAC by
     # its largest eigenvalue over the damping.
     slope = 8 if row.name == "mfac" else 4 if row.family == "spectral" else 1

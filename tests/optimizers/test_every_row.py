@@ -12,7 +12,7 @@ from flax import nnx
 from optlab import catalog, inspection, optimizers, schedules, testing
 from tests.optimizers import trajectories
 
-ROWS = catalog.rows("optimizers")
+ROWS = [row.whole() for row in catalog.rows("optimizers")]
 SHAPES = {"kernel": (4, 6), "bias": (6,)}
 
 every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

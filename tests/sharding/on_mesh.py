@@ -82,7 +82,7 @@ ROWS_TO_RUN = pytest.mark.parametrize(
 
 
 def built(name, mesh):
-    row = ROWS[name]
+    row = ROWS[name].whole()
     changes = row.on_mesh(mesh, AXES) if row.on_mesh else {}
     return row.build(**{**row.defaults, **changes})
 

@@ -76,6 +76,9 @@ def _paper(row: catalog.Row) -> str:
 
 def _detail(row: catalog.Row) -> None:
     print(f"{row.name} ({row.room}, {row.family})")
+    if row.link:
+        # The text of a chain builds the same.
+        print(f"A link; {row.name}+cosine trains with SGD and this link {row.link}.")
     print(f"{_paper(row)}: {row.paper.title}\n{row.paper.url}\n")
     call = f"{row.name}({', '.join(map(_argument, _parameters(row)))})"
     print(textwrap.fill(call, 80, subsequent_indent="    ", break_on_hyphens=False))

@@ -12,6 +12,7 @@ from tests.conformance.references import (
     geometry,
     kronecker,
     low_memory,
+    links,
     projected,
     spectral,
 )
@@ -29,6 +30,7 @@ REFERENCES = {
 
 
 def of_row(row):
+    **links.REFERENCES,
     """Returns the reference of a catalogue row, with the row's own arguments."""
     signature = inspect.signature(row.build).parameters
     defaults = {name: parameter.default for name, parameter in signature.items()}

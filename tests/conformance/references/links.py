@@ -1,0 +1,27 @@
+"""Links, each with SGD of momentum 0.9 beside it, in float64 NumPy."""
+
+from tests.conformance.references import walking
+
+
+def momentum(h):
+    """One step of SGD: (p, g, t, m) -> (p, m)."""
+
+    def step(p, g, t, m):
+        m = g + 0.9 * (0.0 if m is None else m)
+        return p - h["learning_rate"] * m, m
+
+    return step
+
+
+def centralize_gradients(h):
+    plain = momentum(h)
+
+    def step(p, g, t, m):
+        return plain(p, g - g.mean(0), t, m)
+
+    return walking.each_matrix(step, walking.each_leaf(plain))
+
+
+REFERENCES = {
+    "centralize_gradients": centralize_gradients,
+}

@@ -11,6 +11,8 @@ from optlab.links._descend import DECAY_ORDERS as DECAY_ORDERS
 from optlab.links._descend import add_decayed_weights as add_decayed_weights
 from optlab.links._descend import descend as descend
 from optlab.links._leaves import each_leaf as each_leaf
+from optlab.links._momentum import AddDampenedState as AddDampenedState
+from optlab.links._momentum import add_dampened as add_dampened
 from optlab.links._ranges import require_decays as require_decays
 from optlab.links._ranges import require_nonnegative as require_nonnegative
 from optlab.links._rate import ScaleByLearningRateState as ScaleByLearningRateState

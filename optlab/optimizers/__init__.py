@@ -34,6 +34,12 @@ from optlab.optimizers._dion import scale_by_dion as scale_by_dion
 from optlab.optimizers._dion2 import ScaleByDion2State as ScaleByDion2State
 from optlab.optimizers._dion2 import dion2 as dion2
 from optlab.optimizers._dion2 import scale_by_dion2 as scale_by_dion2
+from optlab.optimizers._exponentiated_gradient import (
+    exponentiated_adamw as exponentiated_adamw,
+)
+from optlab.optimizers._exponentiated_gradient import (
+    exponentiated_gradient as exponentiated_gradient,
+)
 from optlab.optimizers._fedhyper import ScaleByFedhyperState as ScaleByFedhyperState
 from optlab.optimizers._fedhyper import fedhyper as fedhyper
 from optlab.optimizers._fedhyper import fedhyper_client_factor as fedhyper_client_factor

@@ -1,3 +1,33 @@
 """Methods that move along curves, in float64 NumPy."""
 
-REFERENCES = {}
+import numpy as np
+
+from tests.conformance.references import walking
+
+
+def exponentiated_gradient(h):
+    def step(p, g, t, m):
+        d = g + h["weight_decay"] * np.sign(p)
+        m = d if m is None else h["momentum"] * m + (1 - h["dampening"]) * d
+        return p * np.exp(-h["learning_rate"] * np.sign(p) * m), m
+
+    return walking.each_leaf(step)
+
+
+def exponentiated_adamw(h):
+    b1, b2, eta = h["b1"], h["b2"], h["learning_rate"]
+
+    def step(p, g, t, memory):
+        m, v = (0.0, 0.0) if memory is None else memory
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        u = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + h["eps"])
+        p = p * (1 - eta * h["weight_decay"])
+        return p * np.exp(-eta * np.sign(p) * u), (m, v)
+
+    return walking.each_leaf(step)
+
+
+REFERENCES = {
+    "exponentiated_adamw": exponentiated_adamw,
+    "exponentiated_gradient": exponentiated_gradient,
+}

@@ -32,7 +32,7 @@ LADDER: dict[str, tuple[str, ...]] = {
 # Files of one room that the others in it may import.
 SHARED_FILES = {
     "catalog": (
-        *("_row", "_optimizers", "_spectral", "_kronecker", "_curvature"),
+        *("_row", "_adaptive", "_optimizers", "_spectral", "_kronecker", "_curvature"),
         *("_first_order", "_geometry", "_links", "_low_memory", "_schedules"),
         *("_momentum", "_wrappers"),
     ),

@@ -3,6 +3,7 @@
 import difflib
 
 from optlab.catalog import (
+    _adaptive,
     _curvature,
     _first_order,
     _geometry,
@@ -19,6 +20,7 @@ from optlab.catalog._row import Row
 ROWS = (
     *_optimizers.ROWS,
     *_first_order.ROWS,
+    *_adaptive.ROWS,
     *_geometry.ROWS,
     *_spectral.ROWS,
     *_kronecker.ROWS,

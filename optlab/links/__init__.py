@@ -17,6 +17,7 @@ from optlab.links._ranges import require_decays as require_decays
 from optlab.links._ranges import require_nonnegative as require_nonnegative
 from optlab.links._rate import ScaleByLearningRateState as ScaleByLearningRateState
 from optlab.links._rate import scale_by_learning_rate as scale_by_learning_rate
+from optlab.links._rectification import rectification as rectification
 from optlab.links._rest import matrices_and_rest as matrices_and_rest
 from optlab.links._stacks import on_each as on_each
 from optlab.links._stacks import on_stacks as on_stacks

@@ -19,6 +19,8 @@ from optlab.optimizers._adan import ScaleByAdanState as ScaleByAdanState
 from optlab.optimizers._adan import adan as adan
 from optlab.optimizers._adan import restart_adan as restart_adan
 from optlab.optimizers._adan import scale_by_adan as scale_by_adan
+from optlab.optimizers._ademamix import ademamix as ademamix
+from optlab.optimizers._adopt import adopt as adopt
 from optlab.optimizers._apollo import ScaleByApolloState as ScaleByApolloState
 from optlab.optimizers._apollo import apollo as apollo
 from optlab.optimizers._apollo import scale_by_apollo as scale_by_apollo
@@ -95,6 +97,9 @@ from optlab.optimizers._psgd_kron import annealed_probability as annealed_probab
 from optlab.optimizers._psgd_kron import psgd_kron as psgd_kron
 from optlab.optimizers._psgd_kron import scale_by_psgd_kron as scale_by_psgd_kron
 from optlab.optimizers._qk_clip import qk_clip as qk_clip
+from optlab.optimizers._radam import ScaleByRadamState as ScaleByRadamState
+from optlab.optimizers._radam import radam as radam
+from optlab.optimizers._radam import scale_by_radam as scale_by_radam
 from optlab.optimizers._scale import ScaleByScaleState as ScaleByScaleState
 from optlab.optimizers._scale import column_views as column_views
 from optlab.optimizers._scale import scale as scale
@@ -118,3 +123,6 @@ from optlab.optimizers._soap import scale_by_soap as scale_by_soap
 from optlab.optimizers._soap import soap as soap
 from optlab.optimizers._sophia import sophia as sophia
 from optlab.optimizers._turbo_muon import turbo_muon as turbo_muon
+from optlab.optimizers._yogi import ScaleByYogiState as ScaleByYogiState
+from optlab.optimizers._yogi import scale_by_yogi as scale_by_yogi
+from optlab.optimizers._yogi import yogi as yogi

@@ -8,9 +8,6 @@ import optax
 
 from optlab import links
 
-# Fewest independent gradients, in effect, from which a variance is believed.
-ENOUGH = 5
-
 
 class ScaleByAdabeliefState(NamedTuple):
     """State of `scale_by_adabelief`; all trees are shaped like the parameters.
@@ -101,7 +98,7 @@ def scale_by_adabelief(
         del params, extra_args
         t = jnp.asarray(optax.safe_increment(state.count))
         c1, c2 = 1 - b1**t, 1 - b2**t
-        enough, factor = _rectification(t, b2)
+        enough, factor = links.rectification(t, b2)
 
         def rule(g: jax.Array, m: Any, s: Any, *largest: Any) -> Any:
             m = b1 * m + (1 - b1) * g
@@ -125,30 +122,6 @@ def scale_by_adabelief(
 
 def _state(count: jax.Array, trees: list[Any]) -> ScaleByAdabeliefState:
     return ScaleByAdabeliefState(count, *trees, *[()] * (3 - len(trees)))
-
-
-def _rectification(t: jax.Array, b2: Any) -> tuple[jax.Array, jax.Array]:
-    """Whether r_t has reached `ENOUGH`, and the factor R_t if so.
-
-    As written above r_t is a difference of two numbers near 2 / (1 - b2), wrong by
-    more in float32 than r_5 = 4.996 lies below 5. With b2 = exp(-a) it is
-
-        r_t = 1 - 2 h(a) + 2 t h(t a),   h(y) = 1 / y - 1 / (exp(y) - 1)
-    """
-
-    def h(y: jax.Array) -> jax.Array:
-        square = y * y
-        near = 0.5 - y * (1 / 12 - square * (1 / 720 - square / 30240))
-        away = jnp.maximum(y, 0.1)  # 1 / 0 where it is not looked at
-        return jnp.where(y < 0.1, near, 1 / away - 1 / jnp.expm1(away))
-
-    # In floats: twice the largest count is no int32.
-    t, a = t.astype(float), -jnp.log(jnp.asarray(b2, float))
-    r = 1 - 2 * h(a) + 2 * t * h(t * a)
-    most = 2 / (1 - b2) - 1
-    square = (r - 4) * (r - 2) * most / ((most - 4) * (most - 2) * r)
-    enough = r >= ENOUGH
-    return enough, jnp.sqrt(jnp.where(enough, square, 1.0))
 
 
 def adabelief(

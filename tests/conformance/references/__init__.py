@@ -9,6 +9,7 @@ from tests.conformance.references import (
     adaptive,
     curvature,
     first_order,
+    from_optax,
     geometry,
     kronecker,
     low_memory,
@@ -20,6 +21,7 @@ from tests.conformance.references import (
 REFERENCES = {
     **first_order.REFERENCES,
     **adaptive.REFERENCES,
+    **from_optax.REFERENCES,
     **spectral.REFERENCES,
     **kronecker.REFERENCES,
     **curvature.REFERENCES,

@@ -1,0 +1,63 @@
+"""Rows of the optimizers that Optax has too."""
+
+from optlab import optimizers
+from optlab.catalog._row import Paper, Row
+
+ROWS = (
+    Row(
+        "yogi",
+        optimizers.yogi,
+        "optimizers",
+        "adaptive",
+        Paper(
+            "Zaheer et al.",
+            "Adaptive methods for nonconvex optimization",
+            2018,
+            "https://papers.nips.cc/paper/8186-adaptive-methods-for-nonconvex-optimization",
+        ),
+        defaults={"learning_rate": 1e-2},
+        static=("mask",),
+    ),
+    Row(
+        "ademamix",
+        optimizers.ademamix,
+        "optimizers",
+        "adaptive",
+        Paper(
+            "Pagliardini et al.",
+            "The AdEMAMix optimizer: better, faster, older",
+            2024,
+            "https://arxiv.org/abs/2409.03137",
+        ),
+        defaults={"learning_rate": 1e-3},
+        static=("alpha_warmup_steps", "b3_warmup_steps", "mask"),
+    ),
+    Row(
+        "adopt",
+        optimizers.adopt,
+        "optimizers",
+        "adaptive",
+        Paper(
+            "Taniguchi et al.",
+            "ADOPT: modified Adam can converge with any b2 with the optimal rate",
+            2024,
+            "https://arxiv.org/abs/2411.02853",
+        ),
+        defaults={"learning_rate": 1e-3},
+        static=("clip", "mask"),
+    ),
+    Row(
+        "radam",
+        optimizers.radam,
+        "optimizers",
+        "adaptive",
+        Paper(
+            "Liu et al.",
+            "On the variance of the adaptive learning rate and beyond",
+            2019,
+            "https://arxiv.org/abs/1908.03265",
+        ),
+        defaults={"learning_rate": 1e-3},
+        static=("mask", "sgd_start"),
+    ),
+)

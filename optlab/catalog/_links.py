@@ -19,4 +19,21 @@ ROWS = (
         static=("channel_axis", "mask", "views"),
         link="first",
     ),
+    Row(
+        "normalize_and_project",
+        optimizers.normalize_and_project,
+        "optimizers",
+        "projection",
+        Paper(
+            "Lyle et al.",
+            "Normalization and effective learning rates in reinforcement learning",
+            2024,
+            "https://arxiv.org/abs/2407.01800",
+        ),
+        static=("every", "mask", "views"),
+        exempt={
+            "descends_quadratic": "kernels keep their norm, and the minimum is at zero"
+        },
+        link="last",
+    ),
 )

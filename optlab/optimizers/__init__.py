@@ -87,6 +87,18 @@ from optlab.optimizers._natural_galore import natural_galore as natural_galore
 from optlab.optimizers._natural_galore import (
     scale_by_natural_galore as scale_by_natural_galore,
 )
+from optlab.optimizers._normalize_and_project import (
+    NormalizeAndProjectState as NormalizeAndProjectState,
+)
+from optlab.optimizers._normalize_and_project import (
+    normalize_and_project as normalize_and_project,
+)
+from optlab.optimizers._normalized_logistic import (
+    normalize_by_logit_gradient as normalize_by_logit_gradient,
+)
+from optlab.optimizers._normalized_logistic import (
+    normalized_logistic as normalized_logistic,
+)
 from optlab.optimizers._normuon import ScaleByNormuonState as ScaleByNormuonState
 from optlab.optimizers._normuon import normuon as normuon
 from optlab.optimizers._normuon import scale_by_normuon as scale_by_normuon

@@ -1,5 +1,7 @@
 """Links, each with SGD of momentum 0.9 beside it, in float64 NumPy."""
 
+import numpy as np
+
 from tests.conformance.references import walking
 
 
@@ -22,6 +24,18 @@ def centralize_gradients(h):
     return walking.each_matrix(step, walking.each_leaf(plain))
 
 
+def normalize_and_project(h):
+    plain = momentum(h)
+
+    def step(p, g, t, memory):
+        rho, m = (np.linalg.norm(p), None) if memory is None else memory
+        v, m = plain(p, g, t, m)
+        return rho * v / np.linalg.norm(v), (rho, m)
+
+    return walking.each_matrix(step, walking.each_leaf(plain))
+
+
 REFERENCES = {
     "centralize_gradients": centralize_gradients,
+    "normalize_and_project": normalize_and_project,
 }

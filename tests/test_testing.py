@@ -123,7 +123,10 @@ def test_extra_arguments_come_from_the_needs_of_the_row_or_from_the_caller():
 
 @pytest.mark.parametrize(
     "needs",
-    [("value", "grad", "value_fn"), ("key", "loss_fn", "hessian_diag", "layer_stats")],
+    [
+        ("value", "grad", "value_fn", "logit_grad_l1"),
+        ("key", "loss_fn", "hessian_diag", "layer_stats"),
+    ],
 )
 def test_the_suite_can_supply_the_extra_arguments_of_the_house(needs):
     seen = {}

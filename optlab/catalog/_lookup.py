@@ -10,6 +10,7 @@ from optlab.catalog import (
     _kronecker,
     _low_memory,
     _links,
+    _momentum,
     _optimizers,
     _schedules,
     _spectral,

@@ -7,3 +7,7 @@ from optlab.estimators._hessian import (
 from optlab.estimators._hessian import hessian_vector_product as hessian_vector_product
 from optlab.estimators._hessian import hutchinson as hutchinson
 from optlab.estimators._hessian import rademacher_like as rademacher_like
+from optlab.estimators._logistic import LogisticEstimate as LogisticEstimate
+from optlab.estimators._logistic import (
+    logistic_value_and_grad as logistic_value_and_grad,
+)

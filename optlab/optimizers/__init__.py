@@ -102,6 +102,12 @@ from optlab.optimizers._normalized_logistic import (
 from optlab.optimizers._normuon import ScaleByNormuonState as ScaleByNormuonState
 from optlab.optimizers._normuon import normuon as normuon
 from optlab.optimizers._normuon import scale_by_normuon as scale_by_normuon
+from optlab.optimizers._optimistic_mirror_descent import (
+    OptimisticMirrorDescentState as OptimisticMirrorDescentState,
+)
+from optlab.optimizers._optimistic_mirror_descent import (
+    optimistic_mirror_descent as optimistic_mirror_descent,
+)
 from optlab.optimizers._psgd_kron import (
     ScaleByPsgdKronState as ScaleByPsgdKronState,
 )
@@ -134,6 +140,18 @@ from optlab.optimizers._soap import ScaleBySoapState as ScaleBySoapState
 from optlab.optimizers._soap import scale_by_soap as scale_by_soap
 from optlab.optimizers._soap import soap as soap
 from optlab.optimizers._sophia import sophia as sophia
+from optlab.optimizers._triple_momentum import MomentumConstants as MomentumConstants
+from optlab.optimizers._triple_momentum import (
+    ScaleByTripleMomentumState as ScaleByTripleMomentumState,
+)
+from optlab.optimizers._triple_momentum import momentum_constants as momentum_constants
+from optlab.optimizers._triple_momentum import (
+    scale_by_triple_momentum as scale_by_triple_momentum,
+)
+from optlab.optimizers._triple_momentum import triple_momentum as triple_momentum
+from optlab.optimizers._triple_momentum import (
+    triple_momentum_eval_params as triple_momentum_eval_params,
+)
 from optlab.optimizers._turbo_muon import turbo_muon as turbo_muon
 from optlab.optimizers._yogi import ScaleByYogiState as ScaleByYogiState
 from optlab.optimizers._yogi import scale_by_yogi as scale_by_yogi

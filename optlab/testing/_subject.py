@@ -76,6 +76,7 @@ def extra_args_for(needs: tuple[str, ...]) -> Callable[..., dict[str, Any]]:
             "key": lambda: jax.random.key(0),
             "hessian_diag": lambda: jax.tree.map(jnp.ones_like, params),
             "layer_stats": lambda: _layer_stats(params),
+            "logit_grad_l1": lambda: jnp.asarray(0.5, float),
         }
         unknown = sorted(set(needs) - set(offered))
         if unknown:

@@ -14,6 +14,7 @@ from tests.conformance.references import (
     kronecker,
     low_memory,
     links,
+    momentum,
     projected,
     spectral,
 )
@@ -27,6 +28,7 @@ REFERENCES = {
     **curvature.REFERENCES,
     **low_memory.REFERENCES,
     **projected.REFERENCES,
+    **momentum.REFERENCES,
     **geometry.REFERENCES,
 }
 

@@ -19,6 +19,12 @@ from optlab.links._rate import ScaleByLearningRateState as ScaleByLearningRateSt
 from optlab.links._rate import scale_by_learning_rate as scale_by_learning_rate
 from optlab.links._rectification import rectification as rectification
 from optlab.links._rest import matrices_and_rest as matrices_and_rest
+from optlab.links._rounded import bfloat16_neighbours as bfloat16_neighbours
+from optlab.links._rounded import from_eight_bits as from_eight_bits
+from optlab.links._rounded import leaf_key as leaf_key
+from optlab.links._rounded import rises as rises
+from optlab.links._rounded import to_bfloat16 as to_bfloat16
+from optlab.links._rounded import to_eight_bits as to_eight_bits
 from optlab.links._stacks import on_each as on_each
 from optlab.links._stacks import on_stacks as on_stacks
 from optlab.links._stacks import spread_rows as spread_rows

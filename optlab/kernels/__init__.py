@@ -33,6 +33,11 @@ from optlab.kernels._polar_plan import PolarPlan as PolarPlan
 from optlab.kernels._polar_plan import polar_plan as polar_plan
 from optlab.kernels._rank_one import RANK_ONE_RULES as RANK_ONE_RULES
 from optlab.kernels._rank_one import rank_one_inverse as rank_one_inverse
+from optlab.kernels._retractions import MANIFOLDS as MANIFOLDS
+from optlab.kernels._retractions import RETRACTIONS as RETRACTIONS
+from optlab.kernels._retractions import orthonormalize as orthonormalize
+from optlab.kernels._retractions import retract as retract
+from optlab.kernels._retractions import tangent_part as tangent_part
 from optlab.kernels._whitening import WHITENING_GEOMETRIES as WHITENING_GEOMETRIES
 from optlab.kernels._whitening import kronecker_solve as kronecker_solve
 from optlab.kernels._whitening import row_norm_bound as row_norm_bound

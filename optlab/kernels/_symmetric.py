@@ -1,4 +1,4 @@
-"""What kernels of symmetric matrices share: checks, scaling, eigendecomposition."""
+"""What kernels of symmetric matrices share: checks, scaling, decompositions."""
 
 from collections.abc import Callable
 
@@ -20,15 +20,15 @@ def scaled(who: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def eigh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns eigenvalues, smallest first, and eigenvectors of (..., n, n)."""
-    return _decomposed(lambda y: tuple(jnp.linalg.eigh(y)), x)
+    return decomposed(lambda y: tuple(jnp.linalg.eigh(y)), x)
 
 
 def orthogonal(x: jax.Array) -> jax.Array:
     """Returns the orthogonal factor of the QR decomposition of (..., n, n)."""
-    return _decomposed(lambda y: (jnp.linalg.qr(y)[0],), x)[0]
+    return decomposed(lambda y: (jnp.linalg.qr(y)[0],), x)[0]
 
 
-def _decomposed(function: Callable[[jax.Array], tuple], x: jax.Array) -> tuple:
+def decomposed(function: Callable[[jax.Array], tuple], x: jax.Array) -> tuple:
     """Decomposes a batch; on CPU one matrix after the other.
 
     A batched call is no faster there, and inside a conditional it hangs now and then,

@@ -86,6 +86,23 @@ FIXED = {
     "refresh_eigenbasis": lambda x: jnp.abs(
         kernels.refresh_eigenbasis(x, like(x, SQUARE))[0]
     ),
+    "orthonormalize": kernels.orthonormalize,
+    **{
+        f"tangent_part_{manifold}": (
+            lambda x, manifold=manifold: kernels.tangent_part(
+                like(x, SQUARE[:, :2]), x[:, :2], manifold
+            )
+        )
+        for manifold in kernels.MANIFOLDS
+    },
+    **{
+        f"retract_{method}": (
+            lambda x, method=method: kernels.retract(
+                like(x, SQUARE[:, :2]), x[:, :2], method
+            )
+        )
+        for method in kernels.RETRACTIONS
+    },
 }
 ALL = {
     **{name: functools.partial(f, q=np.eye(N)) for name, f in TURNING.items()},

@@ -305,7 +305,6 @@ def _extra(needs: Sequence[str], params: Any) -> dict[str, Any]:
         "key": jax.eval_shape(lambda: jax.random.key(0)),
         "grad": params,
         "hessian_diag": params,
-        "logit_grad_l1": jax.ShapeDtypeStruct((), jnp.float32),
     }
     return {need: known[need] for need in needs}
 

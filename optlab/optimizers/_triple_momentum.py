@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optlab import links
+from optlab import links, trees
 
 METHODS = ("heavy_ball", "nesterov", "triple")
 
@@ -201,9 +201,9 @@ def triple_momentum(
         triple       see `momentum_constants`, which has the constants of all three
 
     A schedule multiplies each step by the rate of that step, and x_t is taken with the
-    rate of step t; m is in units of the gradient and never sees a rate. So a rate of 0
-    holds y and x still, and a jump of the rate does not throw y. The rates of
-    convergence are proven for a constant rate only.
+    rate of step t; m is in units of the gradient and never sees a rate. So a jump of
+    the rate does not throw y, a rate of 0 holds it still, and as the rate falls x comes
+    to y. The factors by which errors fall are proven for a constant rate only.
 
     State: 4 bytes a parameter in float32.
 
@@ -254,7 +254,8 @@ def triple_momentum_eval_params(state: Any, params: Any) -> Any:
         x = y - eta (delta - gamma) m
 
     Args:
-      state: State of `triple_momentum`, or of anything around it.
+      state: State of `triple_momentum`, or of anything around it; an
+        `nnx.Optimizer`'s `opt_state` too.
       params: y, the parameters after the update that gave the state.
 
     Returns:
@@ -263,7 +264,7 @@ def triple_momentum_eval_params(state: Any, params: Any) -> Any:
 
     Raises:
       ValueError: If there is no state of `triple_momentum` inside, more than one, or
-        its rate is one for each group.
+        its rate is one for each group; if the parameters lack a leaf of it.
 
     Example:
       >>> import jax.numpy as jnp
@@ -299,16 +300,23 @@ def triple_momentum_eval_params(state: Any, params: Any) -> Any:
             " it what triple_momentum(...).init or its update has returned"
         )
     (core,) = (x for x in chains[0] if isinstance(x, ScaleByTripleMomentumState))
-    factor = rates[0].learning_rate * core.offset
+    # A variable of nnx is a tree with one leaf, the array.
+    (eta,), (offset,) = map(jax.tree.leaves, (rates[0].learning_rate, core.offset))
+    momenta = _by_path(core.momentum)
+    strange = sorted(set(momenta) - set(_by_path(params)))
+    if strange:
+        raise ValueError(
+            f"triple_momentum_eval_params: the state has momentum for {strange[0]!r},"
+            " the parameters have no such leaf; give it those that the update moved"
+        )
 
-    def report(m: Any, y: Any) -> Any:
-        if isinstance(m, optax.MaskedNode):
-            return y
-        return (y - factor * m).astype(y.dtype)
+    def report(path: Any, y: Any) -> Any:
+        m = momenta.get(trees.path_string(path))
+        return y if m is None else (y - eta * offset * m).astype(y.dtype)
 
-    return jax.tree.map(
-        report,
-        core.momentum,
-        params,
-        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
-    )
+    return jax.tree_util.tree_map_with_path(report, params)
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {trees.path_string(path): leaf for path, leaf in leaves}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from optlab import optimizers, schedules
 from tests.optimizers import trajectories
@@ -127,7 +128,7 @@ def test_nesterov_reports_the_gradient_step_from_the_point_before():
         np.testing.assert_allclose(x, want, rtol=1e-5, atol=1e-6)
 
 
-def test_momentum_never_sees_the_rate_and_a_rate_of_zero_holds_both_points():
+def test_momentum_never_sees_the_rate_and_a_rate_of_zero_reports_the_parameters():
     rate = schedules.table([0.5, 0.0, 0.5])
     tx = make((rate, 0.5, 0.25, 1.25))
     y, state, seen = jnp.ones(1), tx.init(jnp.ones(1)), []
@@ -168,6 +169,19 @@ def test_the_reported_point_is_found_inside_of_other_states():
         assert x["b"].dtype == jnp.bfloat16
 
 
+def test_the_reported_point_is_found_in_the_state_of_nnx():
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    w = nnx.state(model, nnx.Param)
+    kernel = np.array(w["kernel"][...])
+    optimizer = nnx.Optimizer(model, make((0.5, 0.5, 0.0, 1.0)), wrt=nnx.Param)
+    optimizer.update(model, w)
+    # y = w - w / 2, and x as far again.
+    w = nnx.state(model, nnx.Param)
+    x = optimizers.triple_momentum_eval_params(optimizer.opt_state, w)
+    np.testing.assert_allclose(w["kernel"][...], kernel / 2)
+    np.testing.assert_allclose(x["kernel"][...], np.zeros((3, 2)), atol=1e-7)
+
+
 def test_four_bytes_a_parameter_and_one_number():
     state = jax.eval_shape(optimizers.triple_momentum(0.1).init, jnp.ones((64, 64)))
     arrays = [x for x in jax.tree.leaves(state) if x.ndim]
@@ -206,6 +220,14 @@ def test_a_class_of_functions_that_is_none_is_refused(
         optimizers.momentum_constants(
             method, smoothness=smoothness, convexity=convexity
         )
+
+
+def test_parameters_of_another_tree_have_no_point_to_report():
+    state = optimizers.triple_momentum(0.1).init({"up": {"kernel": jnp.ones(2)}})
+    with pytest.raises(
+        ValueError, match="has momentum for 'up/kernel', the parameters"
+    ):
+        optimizers.triple_momentum_eval_params(state, {"kernel": jnp.ones(2)})
 
 
 def test_a_state_without_one_rate_has_no_point_to_report():

@@ -33,6 +33,7 @@ LADDER: dict[str, tuple[str, ...]] = {
 SHARED_FILES = {
     "catalog": (
         *("_row", "_adaptive", "_optimizers", "_spectral", "_kronecker", "_curvature"),
+        "_layerwise",
         *("_first_order", "_geometry", "_links", "_low_memory", "_schedules"),
         *("_momentum", "_wrappers"),
     ),
@@ -52,6 +53,7 @@ SHARED_FILES = {
     "links": ("_arrays", "_channels", "_leaves", "_ranges", "_rate"),
     "optimizers": (
         "_muon",
+        "_scale",
         "_subspace",
         "_statistics",
         "_frugal_parts",

@@ -60,4 +60,38 @@ ROWS = (
         defaults={"learning_rate": 1e-3},
         static=("mask", "sgd_start"),
     ),
+    Row(
+        "rmsprop",
+        optimizers.rmsprop,
+        "optimizers",
+        "adaptive",
+        Paper(
+            "Tieleman, Hinton",
+            "Neural networks for machine learning, lecture 6.5",
+            2012,
+            "https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf",
+        ),
+        defaults={"learning_rate": 1e-3},
+        static=(
+            "centered",
+            "mask",
+            "momentum",
+            "nesterov",
+        ),
+    ),
+    Row(
+        "adagrad",
+        optimizers.adagrad,
+        "optimizers",
+        "adaptive",
+        Paper(
+            "Duchi et al.",
+            "Adaptive subgradient methods for online learning and stochastic"
+            " optimization",
+            2011,
+            "https://jmlr.org/papers/v12/duchi11a.html",
+        ),
+        defaults={"learning_rate": 1e-1},
+        static=("mask",),
+    ),
 )

@@ -6,6 +6,7 @@
 from optlab.optimizers._adabelief import ScaleByAdabeliefState as ScaleByAdabeliefState
 from optlab.optimizers._adabelief import adabelief as adabelief
 from optlab.optimizers._adabelief import scale_by_adabelief as scale_by_adabelief
+from optlab.optimizers._adagrad import adagrad as adagrad
 from optlab.optimizers._adahessian import (
     ScaleByAdahessianState as ScaleByAdahessianState,
 )
@@ -60,9 +61,11 @@ from optlab.optimizers._galore import scale_by_galore as scale_by_galore
 from optlab.optimizers._kfac import ScaleByKfacState as ScaleByKfacState
 from optlab.optimizers._kfac import kfac as kfac
 from optlab.optimizers._kfac import scale_by_kfac as scale_by_kfac
+from optlab.optimizers._lamb import lamb as lamb
 from optlab.optimizers._lanton import ScaleByLantonState as ScaleByLantonState
 from optlab.optimizers._lanton import lanton as lanton
 from optlab.optimizers._lanton import scale_by_lanton as scale_by_lanton
+from optlab.optimizers._lars import lars as lars
 from optlab.optimizers._lion import lion as lion
 from optlab.optimizers._mfac import ScaleByMfacState as ScaleByMfacState
 from optlab.optimizers._mfac import mfac as mfac
@@ -118,6 +121,9 @@ from optlab.optimizers._qk_clip import qk_clip as qk_clip
 from optlab.optimizers._radam import ScaleByRadamState as ScaleByRadamState
 from optlab.optimizers._radam import radam as radam
 from optlab.optimizers._radam import scale_by_radam as scale_by_radam
+from optlab.optimizers._rmsprop import ScaleByRmspropState as ScaleByRmspropState
+from optlab.optimizers._rmsprop import rmsprop as rmsprop
+from optlab.optimizers._rmsprop import scale_by_rmsprop as scale_by_rmsprop
 from optlab.optimizers._scale import ScaleByScaleState as ScaleByScaleState
 from optlab.optimizers._scale import column_views as column_views
 from optlab.optimizers._scale import scale as scale

@@ -45,8 +45,9 @@ def lion(
 
     Source:
       Chen et al., 2023, arXiv:2302.06675. The core is Optax's `scale_by_lion`.
-      Differs from `optax.lion`: float32 momentum for bfloat16 parameters, step and
-      rate in the state.
+      Differs from the authors' code: weight_decay is 1e-3 by default, as in Optax, and
+      not 0. Differs from `optax.lion`: float32 momentum for bfloat16 parameters, step
+      and rate in the state.
     """
     core = optax.scale_by_lion(b1, b2)
     return links.descend(core, learning_rate, weight_decay=weight_decay, mask=mask)

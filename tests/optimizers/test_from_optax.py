@@ -18,6 +18,8 @@ SETTINGS = {
     "ademamix": ({"b3": 0.99, "alpha_warmup_steps": 4, "b3_warmup_steps": 3}, 5),
     "adopt": ({"b2": 0.9, "eps": 0.15, "clip": False}, 4),
     "radam": ({"b2": 0.99, "sgd_start": False}, 8),
+    "rmsprop": ({"centered": True, "momentum": 0.8, "nesterov": True}, 3),
+    "adagrad": ({"eps": 0.1, "initial_square": 0.02}, 3),
 }
 
 
@@ -40,6 +42,10 @@ def two(tx, grads):
     for g in grads:
         updates, state = tx.update(jnp.asarray(g), state)
     return np.asarray(updates)
+
+
+def jitted(tx):
+    return optax.GradientTransformation(tx.init, jax.jit(tx.update))
 
 
 def test_yogi_rests_where_optax_moves_without_a_gradient():
@@ -102,6 +108,36 @@ def test_optaxs_radam_divides_from_its_second_step_in_float32():
     assert (ours > 29.9) & (optaxs < 0.1)
 
 
+def test_centered_rmsprop_stays_a_number_where_optax_loses_it():
+    equal = [np.linspace(0.5, 1.5, 64, dtype=np.float32)] * 150
+    centered = optimizers.scale_by_rmsprop(centered=True)
+    with np.errstate(all="ignore"):
+        ours, optaxs = (
+            two(jitted(tx), equal) for tx in (centered, optax.scale_by_stddev())
+        )
+    assert np.isfinite(ours).all()
+    assert np.isnan(optaxs).any()
+
+
+def test_rmsprops_momentum_follows_the_rate_of_the_moment():
+    # Without gradients after the first, what is left of it moves at rates 1 and 0.
+    tx = optimizers.rmsprop(lambda count: jnp.where(count > 1, 0.0, 1.0), momentum=0.5)
+    grads = [jnp.ones(1), jnp.zeros(1), jnp.zeros(1)]
+    points, _ = trajectories.parameters(tx, jnp.zeros(1), grads)
+    first = -np.sqrt(10)
+    np.testing.assert_allclose(
+        np.ravel(points), [first, 1.5 * first, 1.5 * first], rtol=1e-6
+    )
+
+
+def test_adagrads_steps_shrink_as_one_over_the_root_of_their_number():
+    tx = optimizers.adagrad(1.0, eps=0.0, initial_square=0.0)
+    points, _ = trajectories.parameters(tx, jnp.zeros(1), [jnp.full(1, 7.0)] * 4)
+    np.testing.assert_allclose(
+        np.ravel(points), -np.cumsum(np.arange(1, 5) ** -0.5), rtol=1e-6
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "said"),
     [
@@ -112,6 +148,9 @@ def test_optaxs_radam_divides_from_its_second_step_in_float32():
         ("ademamix", {"b3_warmup_steps": -1}, "b3_warmup_steps .* got -1; None is"),
         ("adopt", {"eps": -1e-6}, "adopt: eps must be 0 or more, got -1e-06"),
         ("radam", {"b1": -0.1}, r"scale_by_radam: b1 must be .* got -0\.1"),
+        ("rmsprop", {"b2": 1.0}, r"scale_by_rmsprop: b2 must be .* got 1\.0"),
+        ("rmsprop", {"momentum": 1.0}, r"rmsprop: momentum must be .* got 1\.0"),
+        ("adagrad", {"initial_square": -1.0}, "initial_square must be 0 or more"),
     ],
     ids=str,
 )

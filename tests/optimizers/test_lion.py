@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from optlab import optimizers
-from tests.optimizers import trajectories
+from tests.optimizers import fixture, trajectories
 
 
 def transcription(w, grads, eta, b1=0.9, b2=0.99, weight_decay=0.0):
@@ -29,6 +29,16 @@ def test_equals_the_paper(decay):
         got, _ = trajectories.parameters(tx, jnp.ones((2, 3)), grads)
     want = transcription(np.ones((2, 3)), grads, 0.1, 0.7, 0.9, decay)
     np.testing.assert_allclose(got, want, rtol=2e-15)
+
+
+def test_equals_the_authors_numbers():
+    got = fixture.run(optimizers.lion, weight_decay=0.1)
+    want = [
+        [[0.89, -1.88], [0.395, 2.87]],
+        [[0.9811, -1.7612], [0.29105, 2.7413]],
+        [[0.871289, -1.643588], [0.3881395, 2.613887]],
+    ]
+    np.testing.assert_allclose(got, want, rtol=fixture.DIGITS)
 
 
 def test_equals_optax_in_float32():

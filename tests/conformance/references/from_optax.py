@@ -79,9 +79,36 @@ def radam(h):
     return each_leaf(step)
 
 
+def rmsprop(h):
+    """Graves, equations 38 to 40; with decoupled decay."""
+    b2 = h["b2"]
+
+    def step(p, g, t, memory):
+        m, n, d = (0.0, 0.0, 0.0) if memory is None else memory
+        m, n = b2 * m + (1 - b2) * g, b2 * n + (1 - b2) * g * g
+        v = n - m * m if h["centered"] else n
+        u = g / (np.sqrt(v) + h["eps"])
+        d = (h["momentum"] or 0) * d + u
+        u = u + h["momentum"] * d if h["nesterov"] else d
+        return p - h["learning_rate"] * (u + h["weight_decay"] * p), (m, n, d)
+
+    return each_leaf(step)
+
+
+def adagrad(h):
+    def step(p, g, t, memory):
+        s = (h["initial_square"] if memory is None else memory) + g * g
+        u = g / np.sqrt(s + h["eps"])
+        return p - h["learning_rate"] * (u + h["weight_decay"] * p), s
+
+    return each_leaf(step)
+
+
 REFERENCES = {
+    "adagrad": adagrad,
     "ademamix": ademamix,
     "adopt": adopt,
     "radam": radam,
+    "rmsprop": rmsprop,
     "yogi": yogi,
 }

@@ -24,10 +24,10 @@ def each_leaf(step):
     return reference
 
 
-def each_matrix(step, rest):
+def each_matrix(step, rest, names=("kernel",)):
     """Runs step over single matrices, and the reference `rest` over all other leaves.
 
-    Leaves called 'kernel' are matrices on their last two axes, stacked on the others; a
+    Leaves of these names are matrices on their last two axes, stacked on the others; a
     convolution is one matrix.
     """
 
@@ -41,11 +41,11 @@ def each_matrix(step, rest):
         return np.reshape([p for p, _ in done], p.shape), [m for _, m in done]
 
     def reference(params, grads):
-        names = jax.tree.map_with_path(lambda path, _: path[-1].key, params)
+        leaves = jax.tree.map_with_path(lambda path, _: path[-1].key, params)
 
         def only(tree, kernels):
-            keep = lambda name, x: x if (name == "kernel") == kernels else None  # noqa: E731
-            return jax.tree.map(keep, names, tree)
+            keep = lambda name, x: x if (name in names) == kernels else None  # noqa: E731
+            return jax.tree.map(keep, leaves, tree)
 
         halves = [
             run(only(params, kernels), [only(g, kernels) for g in grads])

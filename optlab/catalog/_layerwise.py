@@ -1,0 +1,42 @@
+"""Rows of the first-order optimizers with one number for each layer."""
+
+from optlab import optimizers
+from optlab.catalog._row import Paper, Row
+
+ROWS = (
+    Row(
+        "lamb",
+        optimizers.lamb,
+        "optimizers",
+        "adaptive",
+        Paper(
+            "You et al.",
+            "Large batch optimization for deep learning: training BERT in 76 minutes",
+            2019,
+            "https://arxiv.org/abs/1904.00962",
+        ),
+        defaults={"learning_rate": 1e-2},
+        static=(
+            "mask",
+            "views",
+        ),
+    ),
+    Row(
+        "lars",
+        optimizers.lars,
+        "optimizers",
+        "first order",
+        Paper(
+            "You et al.",
+            "Large batch training of convolutional networks",
+            2017,
+            "https://arxiv.org/abs/1708.03888",
+        ),
+        defaults={"learning_rate": 1.0},
+        static=(
+            "mask",
+            "nesterov",
+            "views",
+        ),
+    ),
+)

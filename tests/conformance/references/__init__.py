@@ -13,8 +13,8 @@ from tests.conformance.references import (
     geometry,
     kronecker,
     layerwise,
-    low_memory,
     links,
+    low_memory,
     momentum,
     projected,
     spectral,
@@ -32,11 +32,11 @@ REFERENCES = {
     **projected.REFERENCES,
     **momentum.REFERENCES,
     **geometry.REFERENCES,
+    **links.REFERENCES,
 }
 
 
 def of_row(row):
-    **links.REFERENCES,
     """Returns the reference of a catalogue row, with the row's own arguments."""
     signature = inspect.signature(row.build).parameters
     defaults = {name: parameter.default for name, parameter in signature.items()}

@@ -20,6 +20,27 @@ ROWS = (
         link="first",
     ),
     Row(
+        "clip_coordinates",
+        optimizers.clip_coordinates,
+        "optimizers",
+        "clipping",
+        Paper(
+            "Pan, Li",
+            "Toward understanding why Adam converges faster than SGD for transformers",
+            2023,
+            "https://arxiv.org/abs/2306.00204",
+        ),
+        defaults={"fraction": 0.1},
+        static=("fraction", "mask", "per"),
+        exempt={
+            "sends_no_more_for_more_layers": "each bit of a threshold is a count over"
+            " the mesh, in a loop",
+            "stacked_equals_separate": "the share of entries is that of a leaf, and a"
+            " stack of layers is one leaf",
+        },
+        link="first",
+    ),
+    Row(
         "normalize_and_project",
         optimizers.normalize_and_project,
         "optimizers",

@@ -25,11 +25,12 @@ from optlab.optimizers._adopt import adopt as adopt
 from optlab.optimizers._apollo import ScaleByApolloState as ScaleByApolloState
 from optlab.optimizers._apollo import apollo as apollo
 from optlab.optimizers._apollo import scale_by_apollo as scale_by_apollo
-from optlab.optimizers._diffgrad import ScaleByDiffgradState as ScaleByDiffgradState
-from optlab.optimizers._diffgrad import diffgrad as diffgrad
 from optlab.optimizers._centralize_gradients import (
     centralize_gradients as centralize_gradients,
 )
+from optlab.optimizers._clip_coordinates import clip_coordinates as clip_coordinates
+from optlab.optimizers._diffgrad import ScaleByDiffgradState as ScaleByDiffgradState
+from optlab.optimizers._diffgrad import diffgrad as diffgrad
 from optlab.optimizers._diffgrad import scale_by_diffgrad as scale_by_diffgrad
 from optlab.optimizers._dion import ScaleByDionState as ScaleByDionState
 from optlab.optimizers._dion import dion as dion

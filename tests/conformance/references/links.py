@@ -24,6 +24,17 @@ def centralize_gradients(h):
     return walking.each_matrix(step, walking.each_leaf(plain))
 
 
+def clip_coordinates(h):
+    plain = momentum(h)
+
+    def step(p, g, t, m):
+        # The default share, whose product with a small number of entries is exact.
+        above = np.sort(np.abs(g), axis=None)[::-1][int(h["fraction"] * g.size) :]
+        return plain(p, np.clip(g, -above.max(initial=0), above.max(initial=0)), t, m)
+
+    return walking.each_leaf(step)
+
+
 def normalize_and_project(h):
     plain = momentum(h)
 
@@ -37,5 +48,6 @@ def normalize_and_project(h):
 
 REFERENCES = {
     "centralize_gradients": centralize_gradients,
+    "clip_coordinates": clip_coordinates,
     "normalize_and_project": normalize_and_project,
 }

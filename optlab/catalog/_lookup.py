@@ -15,6 +15,7 @@ from optlab.catalog import (
     _optimizers,
     _schedules,
     _spectral,
+    _tuning_free,
     _wrappers,
 )
 from optlab.catalog._row import Row
@@ -31,6 +32,7 @@ ROWS = (
     *_links.ROWS,
     *_momentum.ROWS,
     *_low_memory.ROWS,
+    *_tuning_free.ROWS,
     *_wrappers.ROWS,
     *_schedules.ROWS,
 )

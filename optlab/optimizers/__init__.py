@@ -112,6 +112,8 @@ from optlab.optimizers._optimistic_mirror_descent import (
 from optlab.optimizers._optimistic_mirror_descent import (
     optimistic_mirror_descent as optimistic_mirror_descent,
 )
+from optlab.optimizers._prodigy import ProdigyState as ProdigyState
+from optlab.optimizers._prodigy import prodigy as prodigy
 from optlab.optimizers._psgd_kron import (
     ScaleByPsgdKronState as ScaleByPsgdKronState,
 )

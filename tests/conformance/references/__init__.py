@@ -18,6 +18,7 @@ from tests.conformance.references import (
     momentum,
     projected,
     spectral,
+    tuning_free,
 )
 
 REFERENCES = {
@@ -33,6 +34,7 @@ REFERENCES = {
     **momentum.REFERENCES,
     **geometry.REFERENCES,
     **links.REFERENCES,
+    **tuning_free.REFERENCES,
 }
 
 

@@ -26,6 +26,7 @@ from tests.golden.adapters import (
     timm_schedules,
     torch_schedules,
     transformers_schedules,
+    tuning_free,
 )
 
 ADAPTERS = {
@@ -48,5 +49,6 @@ ADAPTERS = {
     **frugal.ADAPTERS,
     **galore.ADAPTERS,
     **natural_galore.ADAPTERS,
+    **tuning_free.ADAPTERS,
     **scale.ADAPTERS,
 }

@@ -1,0 +1,46 @@
+"""Methods that set their own rate, in float64 NumPy."""
+
+import jax
+import numpy as np
+
+
+def one_vector(step):
+    """Runs step(x, g, memory) -> (x, memory) over all entries of a tree together."""
+
+    def reference(params, grads):
+        leaves, tree = jax.tree.flatten(params)
+        ends = np.cumsum([x.size for x in leaves])[:-1]
+        x, memory, points = np.concatenate([x.ravel() for x in leaves]), None, []
+        for gradient in grads:
+            g = np.concatenate([g.ravel() for g in jax.tree.leaves(gradient)])
+            x, memory = step(x, g, memory)
+            parts = zip(np.split(x, ends), leaves, strict=True)
+            points.append(tree.unflatten([p.reshape(y.shape) for p, y in parts]))
+        return points
+
+    return reference
+
+
+def prodigy(h):
+    """The authors' code with its defaults."""
+    b1, b2, d0, lr = h["b1"], h["b2"], h["d0"], h["learning_rate"]
+    b3 = h["b3"] or np.sqrt(b2)
+
+    def step(x, g, memory):
+        x0, m, v, s, r, d, d_max, k = memory or (x, 0.0, 0.0, 0.0, 0.0, d0, d0, 1)
+        bias = np.sqrt(1 - b2**k) / (1 - b1**k) if h["bias_correction"] else 1.0
+        dlr = d * lr * bias
+        r = b3 * r + d / d0 * dlr * (g @ (x0 - x))
+        m, v = b1 * m + (1 - b1) * d * g, b2 * v + (1 - b2) * (d * g) ** 2
+        s = b3 * s + d / d0 * dlr * g
+        estimate = h["d_coef"] * r / np.abs(s).sum()
+        d = max(d, estimate) if d == d0 else d
+        d_max = max(d_max, estimate)
+        d = min(d_max, d * h["growth_rate"])
+        u = m / (np.sqrt(v) + d * h["eps"]) + h["weight_decay"] * x
+        return x - dlr * u, (x0, m, v, s, r, d, d_max, k + 1)
+
+    return one_vector(step)
+
+
+REFERENCES = {"prodigy": prodigy}

@@ -35,7 +35,7 @@ SHARED_FILES = {
         *("_row", "_adaptive", "_optimizers", "_spectral", "_kronecker", "_curvature"),
         "_layerwise",
         *("_first_order", "_geometry", "_links", "_low_memory", "_schedules"),
-        *("_momentum", "_wrappers"),
+        *("_momentum", "_tuning_free", "_wrappers"),
     ),
     "controllers": ("_forecast", "_next_rate", "_stages"),
     "sharding": (

@@ -119,7 +119,9 @@ class Model(nnx.Module):
 @every_plain_row
 def test_trains_a_flax_model(row):
     model = Model(nnx.Rngs(0))
-    optimizer = nnx.Optimizer(model, build(row, 0.02), wrt=nnx.Param)
+    # To some a rate is a factor on the one they find.
+    rate = row.defaults["learning_rate"] if row.family == "tuning free" else 0.02
+    optimizer = nnx.Optimizer(model, build(row, rate), wrt=nnx.Param)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(32, 4)), jnp.float32)
     y = jnp.sum(jnp.abs(x), axis=1, keepdims=True)

@@ -40,8 +40,8 @@ def subject(name):
     row = ROWS.get(name, TEMPLATE).whole()
     # Newton-Schulz multiplies rounding by the slope of its polynomial at zero, M-FAC by
     # its largest eigenvalue over the damping, a projection by the length of the weights
-    # over that of the step.
-    slopes = {"mfac": 8, "normalize_and_project": 4}
+    # over that of the step, a first QR by the condition of random weights.
+    slopes = {"mfac": 8, "normalize_and_project": 4, "riemannian_sgd": 4}
     slope = slopes.get(row.name, 4 if row.family == "spectral" else 1)
     return testing.Subject(
         row, reference=references.of_row(row), tolerance=slope * testing.TOLERANCE

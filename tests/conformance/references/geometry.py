@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.conformance.references import walking
+from tests.conformance.references import spectral, walking
 
 
 def exponentiated_gradient(h):
@@ -27,7 +27,27 @@ def exponentiated_adamw(h):
     return walking.each_leaf(step)
 
 
+def riemannian_sgd(h):
+    """On Grassmann along geodesics; the longer side of a matrix is its rows."""
+
+    def step(p, g, t, m):
+        if p.shape[0] < p.shape[1]:
+            p, m = step(p.T, g.T, t, m)
+            return p.T, m
+        m = g if m is None else h["momentum"] * m + (1 - h["dampening"]) * g
+        if (t - 1) % h["every"] == 0:
+            q, r = np.linalg.qr(p)
+            p = q * np.sign(np.diag(r))
+        u, s, v = np.linalg.svd(
+            -h["learning_rate"] * (m - p @ (p.T @ m)), full_matrices=False
+        )
+        return ((p @ v.T) * np.cos(s) + u * np.sin(s)) @ v, m
+
+    return walking.each_matrix(step, spectral.vectors())
+
+
 REFERENCES = {
     "exponentiated_adamw": exponentiated_adamw,
     "exponentiated_gradient": exponentiated_gradient,
+    "riemannian_sgd": riemannian_sgd,
 }

@@ -89,8 +89,8 @@ def optimistic_mirror_descent(
       ['0.2327', '0.3837', '0.3837']
 
     Source:
-      Chen, Tu, Zhao, Zhang, "Optimistic online mirror descent for bridging stochastic
-      and adversarial online convex optimization", 2023, arXiv:2302.04552. UNVERIFIED
+      Chen et al., "Optimistic online mirror descent for bridging stochastic and
+      adversarial online convex optimization", 2023, arXiv:2302.04552. UNVERIFIED
       against its text. Its step sizes from sums of ||g_t - g_{t-1}||^2 are not here:
       their constants could not be confirmed. Differs from
       `optax.optimistic_gradient_descent`, which is unbounded and whose first step is

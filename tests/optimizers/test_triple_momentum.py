@@ -37,6 +37,27 @@ def test_the_constants_of_condition_number_100():
         np.testing.assert_allclose(found, (0.25, 0, 0, 0))
 
 
+@pytest.mark.parametrize(
+    ("method", "radius"), [("triple", 0.9), ("nesterov", 0.9), ("heavy_ball", 9 / 11)]
+)
+def test_on_quadratics_errors_fall_by_the_spectral_radius(method, radius):
+    alpha, beta, gamma, _ = optimizers.momentum_constants(
+        method, smoothness=100.0, convexity=1.0
+    )
+    curvature = np.linspace(1, 100, 1000)
+    ones = np.ones_like(curvature)
+    # From (y, m) to the next: m' = beta m + c y, y' = y - alpha (m' + gamma (m' - m)).
+    turned = alpha * (gamma - (1 + gamma) * beta)
+    step = np.array(
+        [
+            [1 - alpha * (1 + gamma) * curvature, turned * ones],
+            [curvature, beta * ones],
+        ]
+    ).transpose(2, 0, 1)
+    # At an end of the interval both eigenvalues are one, and half the digits are lost.
+    assert np.abs(np.linalg.eigvals(step)).max() == pytest.approx(radius, abs=1e-6)
+
+
 def test_the_reported_point_shrinks_by_rho_and_the_parameters_do_not():
     with jax.enable_x64(True):
         tx, y = make(HARD), jnp.ones(2)

@@ -148,6 +148,16 @@ def test_decay_of_more_than_everything_keeps_the_sign():
 
 
 @pytest.mark.parametrize(
+    ("make", "settings", "want"),
+    [(BOTH[0], {}, 0), (BOTH[0], {"momentum": 0.9}, 4), (BOTH[1], {}, 8)],
+)
+def test_bytes_a_parameter(make, settings, want):
+    state = jax.eval_shape(make(0.1, **settings).init, jnp.ones((64, 64)))
+    arrays = [x for x in jax.tree.leaves(state) if x.ndim]
+    assert sum(x.size * x.dtype.itemsize for x in arrays) == want * 64**2
+
+
+@pytest.mark.parametrize(
     ("make", "settings", "said"),
     [
         (BOTH[0], {"momentum": 1.0}, r"momentum must be at least 0 .*got 1\.0"),

@@ -27,6 +27,7 @@ SLOPES = {
     **dict.fromkeys(("soap", "shampoo", "psgd_kron", "dion", "kfac"), 1000),
     **dict.fromkeys(("galore", "fira", "apollo", "frugal"), 1000),
     "natural_galore": 10_000,
+    "riemannian_sgd": 10,
     **dict.fromkeys(("mkor", "mkor_h", "mfac", "adahessian"), 100),
 }
 

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 
 from optlab.links import _arrays, _channels
 
+# Layers of fewer entries go together: to start a loop costs more than to copy them.
+SMALL = 2**16
+
 
 def tangent(
     who: str,
@@ -83,42 +86,66 @@ def tangent(
             kinds = tuple(jax.typeof(x) for x in rows[index])
             groups.setdefault((view, kinds), []).append(index)
     out, eased = list(columns[0]), list(leaves)
-    for ((reduction, output), _), members in groups.items():
-        # Layers alike go together: on a mesh their sums travel in one piece.
-        q, g, w = (jnp.stack(x) for x in zip(*(rows[i] for i in members), strict=True))
+    for ((reduction, output), kinds), members in groups.items():
+        q, g, w = (list(x) for x in zip(*(rows[i] for i in members), strict=True))
+        together = kinds[0].size < SMALL
+        if together:
+            q, g, w = ([jnp.stack(x)] for x in (q, g, w))
         # The axes count from the end: leading ones do not shift them.
         q, fired = _projected(q, g, w, reduction, output, delta, eps)
-        w = jnp.where(fired, wd_ratio, 1.0) * w
+        w = [jnp.where(yes, wd_ratio, 1.0) * x for x, yes in zip(w, fired, strict=True)]
+        if together:
+            q, w = q[0], w[0]
         for place, index in enumerate(members):
             out[index], eased[index] = q[place], w[place]
     return structure.unflatten(out), structure.unflatten(eased)
 
 
 def _projected(
-    q: jax.Array,
-    g: jax.Array,
-    w: jax.Array,
+    directions: list[jax.Array],
+    gradients: list[jax.Array],
+    weights: list[jax.Array],
     reduction: tuple[int, ...],
     output: tuple[int, ...],
     delta: Any,
     eps: Any,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the directions, and which layers were projected, with axes of size 1."""
+) -> tuple[list[jax.Array], jax.Array]:
+    """Returns the directions, and which layers were projected, with axes of size 1.
 
-    def attempt(axes: tuple[int, ...], rows: tuple[int, ...]) -> Any:
-        lengths = [_arrays.norm_over(x, axes) for x in (g, w)]
-        # Each is divided by its length first: a product of the lengths may overflow.
-        a, b = (
-            x / jnp.maximum(length, jnp.finfo(x.dtype).tiny + eps)
-            for x, length in zip((g, w), lengths, strict=True)
-        )
-        cosine = jnp.max(jnp.abs(jnp.sum(a * b, axes, keepdims=True)), rows, None, True)
-        size = math.prod(w.shape[axis] for axis in axes)
-        n = w / (lengths[1] + jnp.finfo(w.dtype).tiny + eps)
-        free = q - n * jnp.sum(n * q, axes, keepdims=True)
-        return cosine < delta / math.sqrt(size), free
+    What is asked of a whole layer follows from the sums over its channels, so that the
+    second attempt reads nothing again. Every sum is taken of all layers before the next
+    begins: on a mesh all of them travel together.
+    """
 
-    by_channel, of_channels = attempt(reduction, output)
-    by_layer, of_layer = attempt((*reduction, *output), ())
-    out = jnp.where(by_channel, of_channels, jnp.where(by_layer, of_layer, q))
-    return out, by_channel | by_layer
+    def summed(left: Any, right: Any) -> jax.Array:
+        pairs = zip(left, right, strict=True)
+        return jnp.stack([jnp.sum(a * b, reduction, keepdims=True) for a, b in pairs])
+
+    w = weights[0]
+    least = jnp.finfo(w.dtype).tiny + eps
+    row = math.prod(w.shape[axis] for axis in reduction)
+    layer = row * math.prod(w.shape[axis] for axis in output)
+    lengths = jnp.stack(
+        [
+            jnp.stack([_arrays.norm_over(x, reduction) for x in arrays])
+            for arrays in (gradients, weights)
+        ]
+    )
+    whole = _arrays.norm_over(lengths, output)
+    # Each is divided by its length first: a product of the lengths may overflow.
+    held, whole_held = jnp.maximum(lengths, least), jnp.maximum(whole, least)
+    divisor, whole_divisor = lengths[1] + least, whole[1] + least
+    cosine = summed(
+        map(jnp.divide, gradients, held[0]), map(jnp.divide, weights, held[1])
+    )
+    radial = summed(map(jnp.divide, weights, divisor), directions)
+    part = held / whole_held
+    sums = [cosine * part[0] * part[1], radial * (divisor / whole_divisor)]
+    whole_cosine, whole_radial = jnp.sum(jnp.stack(sums), output, keepdims=True)
+    largest = jnp.max(jnp.abs(cosine), output, keepdims=True)
+    by_channel = largest < delta / math.sqrt(row)
+    by_layer = jnp.abs(whole_cosine) < delta / math.sqrt(layer)
+    along = jnp.where(by_layer, whole_radial / whole_divisor, 0.0)
+    along = jnp.where(by_channel, radial / divisor, along)
+    steps = zip(directions, along, weights, strict=True)
+    return [q - a * w for q, a, w in steps], by_channel | by_layer

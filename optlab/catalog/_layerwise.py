@@ -39,4 +39,18 @@ ROWS = (
             "views",
         ),
     ),
+    Row(
+        "adafactor",
+        optimizers.adafactor,
+        "optimizers",
+        "low memory",
+        Paper(
+            "Shazeer, Stern",
+            "Adafactor: adaptive learning rates with sublinear memory cost",
+            2018,
+            "https://arxiv.org/abs/1804.04235",
+        ),
+        defaults={"learning_rate": 1e-2},
+        static=("b1", "mask", "max_rms", "min_scale", "min_size", "views"),
+    ),
 )

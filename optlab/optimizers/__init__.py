@@ -6,6 +6,11 @@
 from optlab.optimizers._adabelief import ScaleByAdabeliefState as ScaleByAdabeliefState
 from optlab.optimizers._adabelief import adabelief as adabelief
 from optlab.optimizers._adabelief import scale_by_adabelief as scale_by_adabelief
+from optlab.optimizers._adafactor import (
+    ScaleByAdafactorState as ScaleByAdafactorState,
+)
+from optlab.optimizers._adafactor import adafactor as adafactor
+from optlab.optimizers._adafactor import scale_by_adafactor as scale_by_adafactor
 from optlab.optimizers._adagrad import adagrad as adagrad
 from optlab.optimizers._adahessian import (
     ScaleByAdahessianState as ScaleByAdahessianState,

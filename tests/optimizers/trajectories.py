@@ -31,6 +31,19 @@ def parameters(tx, params, grads, state=None, compiled=False, extra=None):
     return points, state
 
 
+def last_update(tx, grads):
+    """Returns the update of the last gradient, one leaf, without parameters."""
+    state, updates = tx.init(jnp.asarray(grads[0])), None
+    for gradient in grads:
+        updates, state = tx.update(jnp.asarray(gradient), state)
+    return np.asarray(updates)
+
+
+def first_update(tx, grads, params, leaf):
+    """Returns the first update of a leaf of a dictionary."""
+    return np.asarray(tx.update(grads, tx.init(params), params)[0][leaf])
+
+
 def rates(state):
     """Returns every learning rate found in a state."""
     return [

@@ -40,7 +40,38 @@ def lars(h):
     return each_matrix(step, rest, names=LAYERS)
 
 
+def adafactor(h):
+    """Algorithms 4 and 5, with sums over rows and columns as they stand there."""
+
+    def rms(x):
+        return np.sqrt(np.mean(x * x, -1 if x.ndim == 1 else None))
+
+    def step(p, g, t, memory):
+        squares, keep = g * g + h["eps"], 1 - t ** -h["decay_power"]
+        sums = (squares.sum(1), squares.sum(0)) if p.ndim == 2 else (squares,)
+        old, mean = ([0.0] * len(sums), 0.0) if memory is None else memory
+        sums = [keep * s + (1 - keep) * new for s, new in zip(old, sums, strict=True)]
+        v = np.outer(*sums) / sums[0].sum() if p.ndim == 2 else sums[0]
+        u = g / np.sqrt(v)
+        if h["max_rms"] is not None:
+            u = u / max(1.0, rms(u) / h["max_rms"])
+        u = u * (1 if h["min_scale"] is None else max(h["min_scale"], rms(p)))
+        mean = u if h["b1"] is None else h["b1"] * mean + (1 - h["b1"]) * u
+        w = p - h["learning_rate"] * (mean + h["weight_decay"] * p)
+        return w, (sums, mean)
+
+    def vectors(p, g, t, memory):
+        """One step for each vector of a leaf."""
+        rows = [x.reshape(-1, x.shape[-1] if x.ndim else 1) for x in (p, g)]
+        memory = [None] * len(rows[0]) if memory is None else memory
+        done = [step(x, y, t, m) for x, y, m in zip(*rows, memory, strict=True)]
+        return np.reshape([w for w, _ in done], p.shape), [m for _, m in done]
+
+    return each_matrix(step, each_leaf(vectors), names=LAYERS)
+
+
 REFERENCES = {
+    "adafactor": adafactor,
     "lamb": lamb,
     "lars": lars,
 }

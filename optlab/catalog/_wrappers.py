@@ -75,4 +75,45 @@ ROWS = (
             " the paper, and a stack of layers is one leaf",
         },
     ),
+    Row(
+        "state_precision",
+        wrappers.state_precision,
+        "wrappers",
+        "precision",
+        Paper(
+            "Dettmers et al.",
+            "8-bit optimizers via block-wise quantization",
+            2021,
+            "https://arxiv.org/abs/2110.02861",
+        ),
+        # Arrays on both sides of the least size, and no chance: so each promise tests
+        # the format.
+        defaults={
+            "inner": optax.adam(1e-2),
+            "stored": "8bit",
+            "rounding": "nearest",
+            "min_size": 24,
+        },
+        static=("block_size", "inner", "key", "min_size", "rounding", "stored"),
+        exempt=_INNER_RATE,
+    ),
+    Row(
+        "stochastic_rounding",
+        wrappers.stochastic_rounding,
+        "wrappers",
+        "precision",
+        Paper(
+            "Zamirai et al.",
+            "Revisiting BFloat16 Training",
+            2020,
+            "https://arxiv.org/abs/2010.06192",
+        ),
+        defaults={"inner": optax.adam(1e-2)},
+        static=("inner", "key"),
+        exempt={
+            **_INNER_RATE,
+            "hyperparameters_keep_precision": "a parameter in bfloat16 moves by whole"
+            " units in its last place, in float32 by the update itself",
+        },
+    ),
 )

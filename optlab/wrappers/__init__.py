@@ -6,3 +6,11 @@ from optlab.wrappers._hypergradient import hypergradient as hypergradient
 from optlab.wrappers._project_scale_invariant import (
     project_scale_invariant as project_scale_invariant,
 )
+from optlab.wrappers._state_precision import StatePrecisionState as StatePrecisionState
+from optlab.wrappers._state_precision import state_precision as state_precision
+from optlab.wrappers._stochastic_rounding import (
+    StochasticRoundingState as StochasticRoundingState,
+)
+from optlab.wrappers._stochastic_rounding import (
+    stochastic_rounding as stochastic_rounding,
+)

@@ -92,6 +92,38 @@ def cautious(h):
     return each_leaf(step)
 
 
+def state_precision(h):
+    """Around Adam with the rate 0.01, nearest levels, rows shorter than a block."""
+
+    squares, signed = (np.arange(1, 256) / 255) ** 4, (np.arange(128) / 127) ** 2
+
+    def nearest(size, levels):
+        return levels[np.argmin(np.abs(size[..., None] - levels), -1)]
+
+    def rounded(x):
+        if x.size < h["min_size"]:
+            return x
+        s = np.abs(x).max(-1, keepdims=True)
+        size = np.abs(x) / s
+        both = (x < 0).any(-1, keepdims=True)
+        levels = np.where(both, nearest(size, signed), nearest(size, squares))
+        return np.sign(x) * s * levels
+
+    def step(p, g, t, memory):
+        m, v = (0.0, 0.0) if memory is None else memory
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        u = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        return p - 0.01 * u, (rounded(m), rounded(v))
+
+    return each_leaf(step)
+
+
+def stochastic_rounding(h):
+    """Around Adam with the rate 0.01: parameters of float32 are not rounded."""
+    adam = {"learning_rate": 0.01, "b1": 0.9, "b2": 0.999, "eps": 1e-8}
+    return adamw({**adam, "weight_decay": 0.0})
+
+
 def fedhyper(h):
     """Normalised, without momentum: one factor for the whole tree."""
 
@@ -120,4 +152,6 @@ REFERENCES = {
     "lion": lion,
     "nadamw": nadamw,
     "sgd": sgd,
+    "state_precision": state_precision,
+    "stochastic_rounding": stochastic_rounding,
 }

@@ -7,6 +7,8 @@ from optlab.catalog._row import Paper, Row
 
 _OWN_RATE = "the method makes its own rate and takes no schedule"
 
+_DRAWN = "each step draws one of the matrices that it sees"
+
 _INNER_RATE = {
     promise: "the rate is the inner transformation's"
     for promise in (
@@ -73,6 +75,35 @@ ROWS = (
             **_INNER_RATE,
             "stacked_equals_separate": "the share of entries is that of a leaf, as in"
             " the paper, and a stack of layers is one leaf",
+        },
+    ),
+    Row(
+        "sparse_finetuning",
+        wrappers.sparse_finetuning,
+        "wrappers",
+        "sparse",
+        Paper(
+            "Hu et al.",
+            "SaRA: high-efficient diffusion model fine-tuning with progressive sparse"
+            " low-rank adaptation",
+            2024,
+            "https://arxiv.org/abs/2409.06633",
+        ),
+        # For weights of size 1, a second choice soon, and matrices of any size.
+        defaults={
+            "inner": optax.adamw(1e-2, weight_decay=0.1),
+            "threshold": 1.0,
+            "progressive_iter": 2,
+            "lambda_rank": 0.1,
+            "min_side": 0,
+        },
+        static=(
+            *("inner", "key", "min_side", "orthogonalize", "progressive_iter"),
+            "views",
+        ),
+        exempt={
+            **_INNER_RATE,
+            **dict.fromkeys(("masked", "partition"), _DRAWN),
         },
     ),
     Row(

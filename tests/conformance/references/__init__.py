@@ -17,6 +17,7 @@ from tests.conformance.references import (
     low_memory,
     momentum,
     projected,
+    sparse,
     spectral,
     tuning_free,
 )
@@ -31,6 +32,7 @@ REFERENCES = {
     **curvature.REFERENCES,
     **low_memory.REFERENCES,
     **projected.REFERENCES,
+    **sparse.REFERENCES,
     **momentum.REFERENCES,
     **geometry.REFERENCES,
     **links.REFERENCES,

@@ -28,13 +28,13 @@ import optax
 import parallel
 from flax import nnx
 
-from optlab import catalog, links, schedules, wrappers
+from optlab import catalog, links, optimizers, schedules, wrappers
 from optlab.lab import runs, workloads
 
 RECORD = pathlib.Path(__file__).with_suffix(".json")
 SWEEP_SEEDS = {"digits": (0, 4, 5), "shakespeare": (0,)}
 SEEDS = (1, 2, 3)
-STEPS = {"digits": 200, "shakespeare": 150}
+STEPS = {"digits": 200, "shakespeare": 120}
 WARMUP = 0.1  # of the steps; then linearly to zero
 BASELINE = "adamw"
 
@@ -87,13 +87,48 @@ MORE_OF_ADAM: Any = tuple(
 )
 MOMENTA: Any = ({"momentum": 0.9}, {"momentum": 0.7})
 
+
+def _momenta(kind: tuple[str, float]) -> dict[str, float]:
+    """The constants of a method for a condition number, but for the rate."""
+    name, condition = kind
+    found = optimizers.momentum_constants(name, smoothness=condition, convexity=1.0)
+    return {"beta": found.beta, "gamma": found.gamma, "delta": found.delta}
+
+
+def _beside_sgd(link: optax.GradientTransformation) -> Method:
+    def build(rate: Any, **more: Any) -> optax.GradientTransformation:
+        return optax.chain(link, optimizers.sgd(rate, **more))
+
+    return Method(build, 0.2, MOMENTA)
+
+
+def _learned_factor(
+    rate: Any, *, hyper_learning_rate: float, **more: Any
+) -> optax.GradientTransformation:
+    """Adam at a schedule times a factor that begins at one."""
+    scheduled = optax.chain(optax.scale_by_adam(**more), optax.scale_by_schedule(rate))
+    return wrappers.hypergradient(
+        scheduled,
+        1.0,
+        hyper_learning_rate=hyper_learning_rate,
+        rule="multiplicative",
+    )
+
+
+def _stored(kind: str) -> Method:
+    def build(rate: Any, **more: Any) -> optax.GradientTransformation:
+        return wrappers.state_precision(optimizers.adamw(rate, **more), kind)
+
+    return Method(build, 0.01, ADAM)
+
+
 METHODS: dict[str, Method] = {
     "adamw": of_row("adamw", 0.01, *ADAM, *MORE_OF_ADAM),
     "nadamw": of_row("nadamw", 0.01, *ADAM, *MORE_OF_ADAM),
     "sgd": of_row("sgd", 0.2, *MOMENTA),
     "sgd, nesterov": of_row("sgd", 0.2, *({**m, "nesterov": True} for m in MOMENTA)),
     "sgdp": of_row("sgdp", 0.2, *MOMENTA),
-    "sgd_sai": of_row("sgd_sai", 0.005, *MOMENTA),
+    "sgd_sai": of_row("sgd_sai", 0.005, {}, {"b1": 0.7}),
     "lion": of_row("lion", 0.001, {}, {"b1": 0.7, "b2": 0.9}),
     "adamp": of_row("adamp", 0.01, *ADAM),
     "adabelief": of_row("adabelief", 0.01, *ADAM),
@@ -102,7 +137,45 @@ METHODS: dict[str, Method] = {
     ),
     "adan": of_row("adan", 0.02, {}, {"b1": 0.9, "b2": 0.7, "b3": 0.99}),
     "diffgrad": of_row("diffgrad", 0.01, *ADAM),
+    "yogi": of_row("yogi", 0.01, *ADAM),
+    "ademamix": of_row(
+        "ademamix", 0.01, {}, {"b1": 0.7, "b2": 0.99, "b3": 0.99, "alpha": 2.0}
+    ),
+    "adopt": of_row("adopt", 0.01, *ADAM),
+    "radam": of_row("radam", 0.01, *ADAM),
+    "rmsprop": of_row("rmsprop", 0.005, {}, {"b2": 0.99, "momentum": 0.7}),
+    "adagrad": of_row("adagrad", 0.1, {}, {"initial_square": 1e-6}),
+    "lamb": of_row("lamb", 0.02, *ADAM),
+    "lars": of_row("lars", 10.0, *MOMENTA),
+    "adafactor": of_row("adafactor", 0.05, {}, {"b1": 0.7}),
+    "exponentiated_gradient": of_row(
+        "exponentiated_gradient", 1.0, *MOMENTA, size="lecun"
+    ),
+    "exponentiated_adamw": of_row("exponentiated_adamw", 0.02, *ADAM, size="lecun"),
+    "triple_momentum": of_row(
+        "triple_momentum", 0.1, *map(_momenta, (("triple", 100.0), ("triple", 10.0)))
+    ),
+    "optimistic_mirror_descent": of_row("optimistic_mirror_descent", 0.2),
+    "fedhyper": of_row("fedhyper", 0.1, *({**m, "normalize": True} for m in MOMENTA)),
     "cautious adam": around_adam(wrappers.cautious),
+    "adam, rate learned": Method(
+        _learned_factor,
+        0.01,
+        tuple({**a, "hyper_learning_rate": beta} for a in ADAM for beta in (0.01, 0.1)),
+    ),
+    "centralized sgd": _beside_sgd(optimizers.centralize_gradients()),
+    "clipped sgd": _beside_sgd(optimizers.clip_coordinates(0.1)),
+    "normalized and projected adamw": Method(
+        lambda rate, **more: optax.chain(
+            optimizers.adamw(rate, weight_decay=0.0, **more),
+            optimizers.normalize_and_project(),
+        ),
+        0.01,
+        ADAM,
+        size="lecun",
+    ),
+    "adamw, state in bfloat16": _stored("bfloat16"),
+    "adamw, state in 8 bits": _stored("8bit"),
 }
 
 

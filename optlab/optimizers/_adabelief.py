@@ -102,7 +102,8 @@ def scale_by_adabelief(
 
         def rule(g: jax.Array, m: Any, s: Any, *largest: Any) -> Any:
             m = b1 * m + (1 - b1) * g
-            s = b2 * s + (1 - b2) * (g - m) ** 2 + eps
+            # Ending in a sum of two arrays, s is made once and not again for each use.
+            s = b2 * s + ((1 - b2) * (g - m) ** 2 + eps)
             largest = tuple(jnp.maximum(s, old) for old in largest)
             mean = m / c1
             if rectify:

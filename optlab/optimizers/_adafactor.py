@@ -90,13 +90,11 @@ def scale_by_adafactor(
 
     def init(params: optax.Params) -> ScaleByAdafactorState:
         leaves, structure = jax.tree.flatten(links.widen(params))
-        pairs, whole = [], []
-        for p, own in zip(leaves, _sides(params, views, min_size), strict=True):
-            zeros = jnp.zeros_like(p)
-            if own:
-                pairs.append(_means(zeros, own))
-            whole.append(optax.MaskedNode() if own else zeros)
-        # A tree without leaves asks what is shaped like the parameters: these are not.
+        zeros = list(map(jnp.zeros_like, leaves))
+        known = list(zip(zeros, _sides(params, views, min_size), strict=True))
+        pairs = [_means(zero, own) for zero, own in known if own]
+        whole = [optax.MaskedNode() if own else zero for zero, own in known]
+        # An array in place of none: Optax asks so what is not shaped like parameters.
         rows, columns = zip(*pairs, strict=True) if pairs else (jnp.zeros(()),) * 2
         count = jnp.zeros((), jnp.int32)
         return ScaleByAdafactorState(count, rows, columns, structure.unflatten(whole))
@@ -113,13 +111,14 @@ def scale_by_adafactor(
         t = jnp.asarray(optax.safe_increment(state.count))
         share = t.astype(float) ** -decay_power
         leaves, structure = jax.tree.flatten(updates)
-        factors = iter(zip(state.rows, state.columns, strict=True) if leaves else ())
+        sides = _sides(params, views, min_size)
+        factors = iter(zip(*state[1:3], strict=True) if any(sides) else ())
         out, pairs, whole = [], [], []
         for g, w, v, own, layer in zip(
             links.widen(leaves),
             jax.tree.leaves(links.widen(params)),
             structure.flatten_up_to(state.square),
-            _sides(params, views, min_size),
+            sides,
             links.layer_axes(params, views, vectors=True),
             strict=True,
         ):
@@ -130,17 +129,12 @@ def scale_by_adafactor(
                     for old, new in zip(next(factors), _means(square, own), strict=True)
                 ]
                 pairs.append(pair)
-                root = jnp.sqrt(pair[0] / jnp.mean(pair[0], own[0], keepdims=True))
-                u = g / root / jnp.sqrt(pair[1])
+                u = _divided(g, pair[0], pair[1], own[0])
             else:
                 v = _toward(v, square, share)
                 u = g / jnp.sqrt(v)
             whole.append(v)
-            if max_rms is not None:
-                u = u / jnp.maximum(1.0, _rms(u, layer or ()) / max_rms)
-            if min_scale is not None:
-                u = u * jnp.maximum(min_scale, _rms(w, layer or ()))
-            out.append(u)
+            out.append(_sized(u, w, layer or (), max_rms, min_scale))
         out = jax.tree.map(
             lambda u, g: u.astype(g.dtype), structure.unflatten(out), updates
         )
@@ -163,11 +157,8 @@ def _sides(params: Any, views: Any, min_size: int) -> list[Any]:
         pair, shape = known.get(trees.path_string(path)), jnp.shape(leaf)
         # One row or column has nothing to share; of no entries there is no mean.
         sizes = [math.prod(shape[axis] for axis in part) for part in pair or ()]
-        return (
-            pair
-            if pair and min(sizes) >= max(min_size, 2) and math.prod(shape)
-            else None
-        )
+        factored = sizes and min(sizes) >= max(min_size, 2) and math.prod(shape)
+        return pair if factored else None
 
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return [sides(path, leaf) for path, leaf in leaves]
@@ -181,6 +172,18 @@ def _means(square: jax.Array, sides: Any) -> tuple[jax.Array, jax.Array]:
 
 def _toward(old: jax.Array, new: jax.Array, share: jax.Array) -> jax.Array:
     return ((1 - share) * old + share * new).astype(old.dtype)
+
+
+def _divided(g: jax.Array, rows: Any, columns: Any, axes: Any) -> jax.Array:
+    # Root by root: the product of both may overflow.
+    root = jnp.sqrt(rows / jnp.mean(rows, axes, keepdims=True))
+    return g / root / jnp.sqrt(columns)
+
+
+def _sized(u: jax.Array, w: jax.Array, axes: Any, max_rms: Any, scale: Any) -> Any:
+    if max_rms is not None:
+        u = u / jnp.maximum(1.0, _rms(u, axes) / max_rms)
+    return u if scale is None else u * jnp.maximum(scale, _rms(w, axes))
 
 
 def _finite_in_sum(square: jax.Array) -> jax.Array:

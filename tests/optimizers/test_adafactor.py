@@ -63,3 +63,13 @@ def test_updates_are_bounded_and_weights_at_zero_move():
         )
         updates: Any = tx.update({"kernel": one}, state, {"kernel": zero})[0]
         np.testing.assert_allclose(updates["kernel"], want, rtol=1e-5)
+
+
+def test_a_model_of_vectors_has_no_factors():
+    w = {"bias": jnp.full(3, 2.0)}
+    tx = optimizers.adafactor(0.1)
+    got = trajectories.first_update(tx, {"bias": jnp.array([1.0, -5, 0])}, w, "bias")
+    np.testing.assert_allclose(got, [-0.2, 0.2, 0], rtol=1e-5)
+    large = optimizers.scale_by_adafactor(min_size=4)
+    state = jax.eval_shape(large.init, {"kernel": jnp.ones((4, 3))})
+    assert state.square["kernel"].shape == (4, 3)

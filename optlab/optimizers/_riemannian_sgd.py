@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -55,11 +56,13 @@ def riemannian_sgd(
     Args:
       learning_rate: Rate eta: a number, a scalar array or a schedule. There is no
         decay: the size of P is fixed.
-      views: Which leaves are meant, and how they are read: a tree of
-        `trees.MatrixView`, or a function from the parameters to it, None for the rest.
-        The columns, `output`, are made orthonormal. `MatrixView((0,), (1,))` is for a
-        leaf (n, k); where the rows are the basis, swap it: `MatrixView((1,), (0,))` for
-        (k, n), `MatrixView((2,), (1,))` for a head (classes, k, n), and for one that is
+      views: Which leaves are meant, and how they are read. A regular expression is
+        searched in the paths of leaves: the matrices that it finds have their longer
+        side as n, square ones are left to the rest. Or a tree of `trees.MatrixView`,
+        None for the rest, or a function from the parameters to it. The columns,
+        `output`, are made orthonormal. `MatrixView((0,), (1,))` is for a leaf (n, k);
+        where the rows are the basis, swap it: `MatrixView((1,), (0,))` for (k, n),
+        `MatrixView((2,), (1,))` for a head (classes, k, n), and for one that is
         flattened to (classes * k, n) `MatrixView((1,), (0,), split=(k,) * classes)`.
       rest: Transformation for all other leaves, its own learning rate included, such as
         `adamw(3e-4)`. None is allowed only when every leaf has a view.
@@ -81,7 +84,7 @@ def riemannian_sgd(
     Raises:
       TypeError: If there are no parameters.
       ValueError: If a name or number does not do; if a leaf that comes here has no
-        view, no columns, or fewer rows than columns.
+        view, is a vector, or has fewer rows than columns.
 
     Example:
       >>> import jax.numpy as jnp
@@ -114,6 +117,8 @@ def riemannian_sgd(
             f"{who}: on {manifold} retraction must be one of {allowed}, got"
             f" {retraction!r}"
         )
+    if isinstance(views, str):
+        views = functools.partial(_found, who, re.compile(views))
     if int(every) != every or every < 1:
         raise ValueError(f"{who}: every must be at least 1, got {every}")
 
@@ -178,6 +183,37 @@ def _on_manifold(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _found(who: str, pattern: re.Pattern, params: optax.Params) -> Any:
+    """Reads the matrices whose paths are found, their longer sides as rows."""
+
+    def view(path: Any, leaf: Any, usual: Any) -> Any:
+        name, rank = trees.path_string(path), jnp.ndim(leaf)
+        if not pattern.search(name):
+            return None
+        if rank < 2:
+            raise ValueError(
+                f"{who}: leaf {name!r} has shape {jnp.shape(leaf)}, a vector, and"
+                f" {pattern.pattern!r} finds it; write one that finds matrices alone"
+            )
+        usual = usual or trees.MatrixView((rank - 2,), (rank - 1,))
+        rows, columns = _sides(leaf, usual)
+        if rows == columns:
+            return None
+        swapped = trees.MatrixView(usual.output, usual.reduction)
+        return usual if rows > columns else swapped
+
+    views = trees.matrix_views(params)
+    return jax.tree_util.tree_map_with_path(view, params, views)
+
+
+def _sides(leaf: Any, view: trees.MatrixView) -> tuple[int, ...]:
+    shape = jnp.shape(leaf)
+    return tuple(
+        math.prod(shape[axis] for axis in part)
+        for part in (view.reduction, view.output)
+    )
+
+
 def _require_tall(who: str, params: optax.Params, views: Any) -> None:
     """Raises with the first leaf whose columns cannot be orthonormal."""
     found = trees.leaf_views(who, params, views)
@@ -193,10 +229,7 @@ def _require_tall(who: str, params: optax.Params, views: Any) -> None:
                 f"{name}, which {view} does not fit: a matrix needs rows and columns,"
                 " each axis once. Give vectors the view None, and a rest="
             )
-        rows, columns = (
-            math.prod(shape[axis] for axis in part)
-            for part in (view.reduction, view.output)
-        )
+        rows, columns = _sides(leaf, view)
         if math.prod(shape) and rows < max(view.split or (columns,)):
             raise ValueError(
                 f"{name} and is read as matrices of {rows} rows and"

@@ -133,6 +133,28 @@ def test_rows_are_a_basis_when_the_view_says_so():
     assert off((rows + heads).swapaxes(1, 2)) < 1e-6
 
 
+def test_a_pattern_finds_matrices_and_their_longer_sides_are_the_rows():
+    params = {
+        "head": {"kernel": jnp.asarray(orthonormal(5, 2), jnp.float32)},
+        "wide": {"kernel": jnp.asarray(orthonormal(5, 2).T, jnp.float32)},
+        "stack": jnp.asarray(orthonormal(5, 2, stack=(3,)), jnp.float32),
+        "other": jnp.ones((4, 2)),
+    }
+    tx = optimizers.riemannian_sgd(0.1, views="kernel|st", rest=optimizers.sgd(0.5))
+    grads = jax.tree.map(lambda p: 0 * p + jnp.arange(5.0)[:, None], params["stack"])
+    grads = {**jax.tree.map(jnp.ones_like, params), "stack": grads}
+    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+    after = optax.apply_updates(params, updates)
+    assert off(after["head"]["kernel"]) < 1e-6
+    assert off(after["wide"]["kernel"].T) < 1e-6
+    assert off(after["stack"]) < 1e-6
+    np.testing.assert_array_equal(after["other"], 0.5)
+    with pytest.raises(
+        ValueError, match=r"leaf 'bias' .*\(2,\), a vector, and 'b|k' f"
+    ):
+        optimizers.riemannian_sgd(0.1, views="b|k").init({"bias": jnp.ones(2)})
+
+
 @over_methods
 def test_what_is_not_orthonormal_becomes_so_in_the_first_update(manifold, retraction):
     p = jnp.asarray(7 * np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)

@@ -5,6 +5,18 @@ from optlab.catalog._row import Paper, Row
 
 _FACTOR = 1.0  # of a rate that the method finds itself
 
+_SCHEDULE_FREE = Paper(
+    "Defazio et al.",
+    "The road less scheduled",
+    2024,
+    "https://arxiv.org/abs/2405.15682",
+)
+
+_AVERAGES_GO_ON = {
+    "schedule_counts_from_zero": "at a rate of zero the parameters go on towards the"
+    " average of the steps before"
+}
+
 ROWS = (
     Row(
         "prodigy",
@@ -19,5 +31,27 @@ ROWS = (
         ),
         defaults={"learning_rate": _FACTOR},
         static=("bias_correction", "decoupled", "mask", "safeguard_warmup", "slice_p"),
+    ),
+    Row(
+        "schedule_free_sgd",
+        optimizers.schedule_free_sgd,
+        "optimizers",
+        "schedule free",
+        _SCHEDULE_FREE,
+        defaults={"learning_rate": 1.0},
+        static=("decay_at", "mask"),
+        eval_params=optimizers.schedule_free_params,
+        exempt=_AVERAGES_GO_ON,
+    ),
+    Row(
+        "schedule_free_adamw",
+        optimizers.schedule_free_adamw,
+        "optimizers",
+        "schedule free",
+        _SCHEDULE_FREE,
+        defaults={"learning_rate": 2.5e-3},
+        static=("decay_at", "mask"),
+        eval_params=optimizers.schedule_free_params,
+        exempt=_AVERAGES_GO_ON,
     ),
 )

@@ -17,6 +17,8 @@ from optlab.links._momentum import AddDampenedState as AddDampenedState
 from optlab.links._momentum import add_dampened as add_dampened
 from optlab.links._ranges import require_decays as require_decays
 from optlab.links._ranges import require_nonnegative as require_nonnegative
+from optlab.links._ranges import require_one_rate as require_one_rate
+from optlab.links._ranges import require_positive as require_positive
 from optlab.links._rate import ScaleByLearningRateState as ScaleByLearningRateState
 from optlab.links._rate import scale_by_learning_rate as scale_by_learning_rate
 from optlab.links._rectification import rectification as rectification

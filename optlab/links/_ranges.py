@@ -49,3 +49,47 @@ def require_nonnegative(who: str, **values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, _NUMBERS) and not value >= 0:
             raise ValueError(f"{who}: {name} must be 0 or more, got {value}")
+
+
+def require_positive(who: str, **values: Any) -> None:
+    """Raises unless the arguments, by name, are above 0.
+
+    Args:
+      who: Name of the method, for the error.
+      **values: The arguments. An array, which may be traced, is not looked at.
+
+    Raises:
+      ValueError: If one is 0, below it or not a number.
+
+    Example:
+      >>> from optlab import links
+      >>> links.require_positive("prodigy", d0=0.0)
+      Traceback (most recent call last):
+      ValueError: prodigy: d0 must be above 0, got 0.0
+    """
+    for name, value in values.items():
+        if isinstance(value, _NUMBERS) and not value > 0:
+            raise ValueError(f"{who}: {name} must be above 0, got {value}")
+
+
+def require_one_rate(who: str, learning_rate: Any) -> None:
+    """Raises if the learning rate is a schedule for each group of leaves.
+
+    Args:
+      who: Name of a method whose numbers are made of all leaves together.
+      learning_rate: A number, a scalar array or a schedule.
+
+    Raises:
+      ValueError: If it is one of `schedules.per_group`.
+
+    Example:
+      >>> from optlab import links, schedules
+      >>> rate = schedules.per_group({"head": 0.1}, {"head": "head"})
+      >>> links.require_one_rate("prodigy", rate)
+      Traceback (most recent call last):
+      ValueError: prodigy: learning_rate must be one for all leaves, not one a group
+    """
+    if callable(learning_rate) and hasattr(learning_rate, "labels"):
+        raise ValueError(
+            f"{who}: learning_rate must be one for all leaves, not one a group"
+        )

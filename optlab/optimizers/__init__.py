@@ -138,6 +138,13 @@ from optlab.optimizers._scale import ScaleByScaleState as ScaleByScaleState
 from optlab.optimizers._scale import column_views as column_views
 from optlab.optimizers._scale import scale as scale
 from optlab.optimizers._scale import scale_by_scale as scale_by_scale
+from optlab.optimizers._schedule_free import ScheduleFreeState as ScheduleFreeState
+from optlab.optimizers._schedule_free import schedule_free as schedule_free
+from optlab.optimizers._schedule_free import schedule_free_adamw as schedule_free_adamw
+from optlab.optimizers._schedule_free import (
+    schedule_free_params as schedule_free_params,
+)
+from optlab.optimizers._schedule_free import schedule_free_sgd as schedule_free_sgd
 from optlab.optimizers._scion import ScaleByScionState as ScaleByScionState
 from optlab.optimizers._scion import scale_by_scion as scale_by_scion
 from optlab.optimizers._scion import scion as scion

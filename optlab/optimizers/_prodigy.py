@@ -127,10 +127,17 @@ def prodigy(
       of zero, never starts in bfloat16, always corrects the means, and lacks
       growth_rate, slice_p and the decay in the gradient.
     """
-    root = b2**0.5 if b3 is None else b3
-    _check(learning_rate, slice_p, growth_rate, d0=d0, eps=eps, d_coef=d_coef)
-    links.require_decays("prodigy", b1=b1, b2=b2, b3=root)
-    links.require_nonnegative("prodigy", weight_decay=weight_decay)
+    who, root = "prodigy", b2**0.5 if b3 is None else b3
+    links.require_decays(who, b1=b1, b2=b2, b3=root)
+    links.require_positive(who, d0=d0, eps=eps, d_coef=d_coef)
+    links.require_nonnegative(who, weight_decay=weight_decay)
+    links.require_one_rate(who, learning_rate)
+    if isinstance(growth_rate, float | int) and not growth_rate >= 1:
+        raise ValueError(f"{who}: growth_rate must be 1 or more, got {growth_rate}")
+    if not isinstance(slice_p, int) or slice_p < 1:
+        raise ValueError(
+            f"{who}: slice_p must be a whole number of 1 or more, got {slice_p}"
+        )
     link = links.scale_by_learning_rate(learning_rate)
     decay = links.add_decayed_weights(weight_decay, mask)
 
@@ -216,18 +223,3 @@ def _every(tree: Any, p: int) -> Any:
         return links.settled(x.ravel()[::p])
 
     return [part(x) for x in jax.tree.leaves(tree)]
-
-
-def _check(rate: Any, slice_p: int, growth_rate: Any, **positive: Any) -> None:
-    """Checks what is known when the chain is built; traced numbers pass."""
-    if getattr(rate, "labels", None) is not None:
-        raise ValueError("prodigy: learning_rate must be one schedule for all leaves")
-    for name, value in positive.items():
-        if isinstance(value, float | int) and not value > 0:
-            raise ValueError(f"prodigy: {name} must be above 0, got {value}")
-    if isinstance(growth_rate, float | int) and not growth_rate >= 1:
-        raise ValueError(f"prodigy: growth_rate must be 1 or more, got {growth_rate}")
-    if not isinstance(slice_p, int) or slice_p < 1:
-        raise ValueError(
-            f"prodigy: slice_p must be a whole number of 1 or more, got {slice_p}"
-        )

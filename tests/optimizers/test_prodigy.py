@@ -172,5 +172,5 @@ def test_missing_parameters_and_rates_by_group_are_named():
     with pytest.raises(ValueError, match=r"needs the parameters: update\(\.\.\., para"):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
     groups = schedules.per_group({"a": 1.0}, lambda tree: "a")
-    with pytest.raises(ValueError, match="one schedule for all leaves"):
+    with pytest.raises(ValueError, match="prodigy: learning_rate must be one for all"):
         optimizers.prodigy(groups)

@@ -43,4 +43,35 @@ def prodigy(h):
     return one_vector(step)
 
 
-REFERENCES = {"prodigy": prodigy}
+def schedule_free(direction):
+    """The paper's three sequences; direction(g, t, v, h) -> (u, v)."""
+
+    def of_row(h):
+        def step(y, g, memory):
+            z, x, total, largest, v, t = memory or (y, y, 0.0, 0.0, 0.0, 1)
+            warm = min(1.0, t / h["warmup_steps"]) if h["warmup_steps"] else 1.0
+            eta = warm * h["learning_rate"]
+            u, v = direction(g, t, v, h)
+            z = z - eta * (u + h["weight_decay"] * (y if h["decay_at"] == "y" else z))
+            largest = max(largest, eta)
+            weight = t ** h["r"] * largest ** h["weight_lr_power"]
+            total = total + weight
+            x = (1 - weight / total) * x + weight / total * z
+            y = (1 - h["b1"]) * z + h["b1"] * x
+            return y, (z, x, total, largest, v, t + 1)
+
+        return one_vector(step)
+
+    return of_row
+
+
+def over_rms(g, t, v, h):
+    v = h["b2"] * v + (1 - h["b2"]) * g * g
+    return g / (np.sqrt(v / (1 - h["b2"] ** t)) + h["eps"]), v
+
+
+REFERENCES = {
+    "prodigy": prodigy,
+    "schedule_free_adamw": schedule_free(over_rms),
+    "schedule_free_sgd": schedule_free(lambda g, t, v, h: (g, v)),
+}

@@ -36,7 +36,8 @@ def cautious(
 
     Returns:
       A transformation with the inner one's state, float32 or wider. Updates keep their
-      dtype. Signs are compared, not products: gradients of 1e-30 count.
+      dtype. Signs are compared, not products: gradients of 1e-30 count. An update that
+      is not a number makes its leaf so.
 
     Raises:
       ValueError: If min_share is out of range.
@@ -62,12 +63,12 @@ def cautious(
     inner = optax.with_extra_args_support(inner)
     sign = -1 if downhill else 1
 
-    def masked(
-        u: jax.Array, g: jax.Array, agrees: jax.Array, share: jax.Array
-    ) -> jax.Array:
-        # NaN agrees with nothing: it is kept, for whoever looks for it.
-        kept = agrees | jnp.isnan(u) | jnp.isnan(g)
-        return jnp.where(kept, u, 0) / jnp.maximum(share, min_share)
+    def masked(u: jax.Array, g: jax.Array) -> jax.Array:
+        # NaN is not below zero: it is kept, for whoever looks for it.
+        kept = jnp.where(sign * jnp.sign(u) * jnp.sign(g) <= 0, 0, u)
+        # Counted by its signs, what is kept is stored once and its mask never.
+        share = jnp.sum(jnp.abs(jnp.sign(kept))) / max(u.size, 1)
+        return kept / jnp.maximum(share, min_share)
 
     def init(params: optax.Params) -> Any:
         return inner.init(links.widen(params))
@@ -82,28 +83,7 @@ def cautious(
         directions, state = inner.update(
             gradients, state, links.widen(params), **extra_args
         )
-        agrees = jax.tree.map(
-            lambda u, g: jnp.sign(u) * jnp.sign(g) == sign, directions, gradients
-        )
-        out = jax.tree.map(masked, directions, gradients, agrees, _shares(agrees))
+        out = jax.tree.map(masked, directions, gradients)
         return jax.tree.map(lambda x, u: x.astype(u.dtype), out, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _shares(masks: Any) -> Any:
-    """Returns the share of true entries of each leaf, 0 of an empty one."""
-    leaves, structure = jax.tree.flatten(masks)
-    groups: dict[Any, list[int]] = {}
-    for index, mask in enumerate(leaves):
-        groups.setdefault(jax.typeof(mask), []).append(index)
-    shares = [jnp.zeros(())] * len(leaves)
-    for kind, members in groups.items():
-        if not kind.size:
-            continue
-        # Leaves alike go together: on a mesh their sums travel in one piece.
-        alike = jnp.stack([leaves[index] for index in members])
-        means = jnp.mean(alike, tuple(range(1, alike.ndim)), dtype=float)
-        for place, index in enumerate(members):
-            shares[index] = means[place]
-    return structure.unflatten(shares)

@@ -76,10 +76,10 @@ def test_no_step_of_a_cautious_momentum_leads_uphill():
     assert uphill(wrappers.cautious(optax.trace(0.9))) == 0
 
 
-def test_nan_is_kept_and_empty_leaves_pass():
-    u = jnp.array([jnp.nan, 1.0])
-    got = masked(u, jnp.ones(2))
-    assert np.isnan(got[0]) and got[1] == 2.0
+def test_nan_is_kept_in_its_leaf_and_empty_leaves_pass():
+    got = masked({"a": jnp.array([jnp.nan, 1.0]), "b": U}, {"a": jnp.ones(2), "b": G})
+    assert np.isnan(got["a"][0])
+    np.testing.assert_array_equal(got["b"], [2.0, 0.0, 4.0, 0.0])
     assert masked(jnp.zeros((0, 3)), jnp.zeros((0, 3))).shape == (0, 3)
     assert masked({}, {}) == {}
 

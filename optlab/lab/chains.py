@@ -16,6 +16,7 @@ stands for SGD with momentum and that link in its place.
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -58,6 +59,11 @@ class Chain:
         if self.steps is None:
             raise ChainError(f"chain '{self}' does not say its number of steps")
         return self.steps
+
+    @property
+    def eval_params(self) -> Callable[..., Any] | None:
+        """From state and parameters to those to evaluate, or None for the latter."""
+        return self.optimizer.row.eval_params
 
     @property
     def has_rest(self) -> bool:

@@ -96,7 +96,11 @@ def optimizer_step(
 
 
 def evaluate(
-    model: nnx.Module, batch: Any, loss: Callable[[Any, Any], tuple[jax.Array, Any]]
+    model: nnx.Module,
+    batch: Any,
+    loss: Callable[[Any, Any], tuple[jax.Array, Any]],
+    *,
+    params: Any = None,
 ) -> dict[str, jax.Array]:
     """Returns the loss and the other metrics of a model in evaluation mode.
 
@@ -104,8 +108,11 @@ def evaluate(
       model: The model; dropout and the like are off in a copy of it.
       batch: What the loss takes.
       loss: As for `train_step`.
+      params: Parameters in the place of the model's, see `params_to_evaluate`.
     """
     graphdef, state = nnx.split(model)
+    if params is not None:
+        state = nnx.merge_state(state, params)
 
     def run(state: Any, batch: Any) -> dict[str, jax.Array]:
         module = nnx.merge(graphdef, state, copy=True)
@@ -114,6 +121,39 @@ def evaluate(
         return {"loss": value, **others}
 
     return placement.automatic(run, None)(state, batch)
+
+
+def params_to_evaluate(
+    model: nnx.Module,
+    optimizer: nnx.Optimizer,
+    eval_params: Callable[[Any, Any], Any] | None,
+) -> Any:
+    """Returns the parameters that an optimizer reports, for `evaluate`.
+
+    Args:
+      model: The model.
+      optimizer: Its optimizer.
+      eval_params: From state and parameters, without variables of nnx, to those to
+        evaluate, as in a row of the catalogue; None where training and evaluation are
+        at one place.
+
+    Returns:
+      State of the model with these parameters, or None.
+    """
+    if eval_params is None:
+        return None
+    state, params = optimizer.opt_state, nnx.state(model, optimizer.wrt)
+    found = eval_params(_arrays(state), _arrays(params))
+    return jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(found))
+
+
+def _arrays(tree: Any) -> Any:
+    """Takes arrays out of the variables of nnx."""
+    return jax.tree.map(
+        lambda x: x[...] if isinstance(x, nnx.Variable) else x,
+        tree,
+        is_leaf=lambda x: isinstance(x, nnx.Variable),
+    )
 
 
 def _functional(model: nnx.Module, wrt: Any, loss: Callable[..., Any]) -> Any:

@@ -157,6 +157,7 @@ def run(
                 label=f"{chain.name} seed {seed}",
                 mesh=where.mesh,
                 param_spec=where.param_spec,
+                eval_params=chain.eval_params,
             )
             records[index].append(record)
     results = {

@@ -200,6 +200,7 @@ def _one_by_one(
                 eval_every=chain.length,
                 measure=False,
                 label=f"{chain.name} seed {seed}",
+                eval_params=chain.eval_params,
             )
         except lab.Diverged as error:
             record = {"final_loss": None, "error": str(error)}
@@ -242,8 +243,9 @@ def _train_vmapped(sweep: Sweep, workload: Any, seed: int) -> list[float]:
         return nnx.state(both), scalars["loss"]
 
     def evaluate(rates: Any, state: Any, batch: Any) -> jax.Array:
-        model, _ = pair(rates, state)
-        return flax_step.evaluate(model, batch, workload.loss)["loss"]
+        model, optimizer = pair(rates, state)
+        params = flax_step.params_to_evaluate(model, optimizer, sweep.chain.eval_params)
+        return flax_step.evaluate(model, batch, workload.loss, params=params)["loss"]
 
     step = jax.jit(jax.vmap(step, in_axes=(0, 0, None, None)), donate_argnums=1)
     evaluate = jax.jit(jax.vmap(evaluate, in_axes=(0, 0, None)))

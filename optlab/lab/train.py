@@ -52,6 +52,7 @@ def train(
     resume: bool = True,
     label: str = "",
     controller: controllers.Controller | None = None,
+    eval_params: Callable[[Any, Any], Any] | None = None,
 ) -> metrics.Result:
     """Trains a model; the same call again goes on where the last one was cut off.
 
@@ -87,6 +88,9 @@ def train(
       label: Name of the chain; a folder of a run with another one is refused.
       controller: Searches the learning rate while the run goes on; `tx` is made by
         `search.steerable` then. What it throws away comes on top of `steps`.
+      eval_params: From state and parameters to those to evaluate, such as
+        `optimizers.triple_momentum_eval_params`; None to evaluate where gradients are
+        taken. The model ends with the parameters of training.
 
     Returns:
       What the run measured.
@@ -130,7 +134,9 @@ def train(
         run = _Run(
             workload=workload,
             where=where,
-            functions=_compiled(graphdef, workload.loss, where.pinned(state)),
+            functions=_compiled(
+                graphdef, workload.loss, where.pinned(state), eval_params
+            ),
             seed=seed,
             steps=steps,
             eval_every=eval_every,
@@ -200,7 +206,12 @@ class _Functions(NamedTuple):
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(graphdef: Any, loss: Any, pinned: tuple[Any, ...] | None) -> _Functions:
+def _compiled(
+    graphdef: Any,
+    loss: Any,
+    pinned: tuple[Any, ...] | None,
+    eval_params: Callable[[Any, Any], Any] | None,
+) -> _Functions:
     """Makes the compiled parts of a run; runs that differ in the seed share them."""
 
     def split(model: nnx.Module, optimizer: nnx.Optimizer) -> Any:
@@ -216,8 +227,9 @@ def _compiled(graphdef: Any, loss: Any, pinned: tuple[Any, ...] | None) -> _Func
         return split(model, optimizer), scalars
 
     def evaluate(state: Any, batch: Any) -> dict[str, jax.Array]:
-        model, _ = nnx.merge(graphdef, state)
-        return flax_step.evaluate(model, batch, loss)
+        model, optimizer = nnx.merge(graphdef, state)
+        params = flax_step.params_to_evaluate(model, optimizer, eval_params)
+        return flax_step.evaluate(model, batch, loss, params=params)
 
     step, update = (
         jax.jit(functools.partial(take, function), donate_argnums=0)

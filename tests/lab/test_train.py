@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
 from optlab import lab, optimizers, schedules
@@ -120,6 +121,31 @@ def test_the_result_holds_sizes_and_times():
     assert 0 < result.optimizer_share
     assert result.compile_seconds >= 0
     json.dumps(dataclasses.asdict(result))
+
+
+def test_the_point_that_an_optimizer_reports_is_evaluated():
+    tx, report = (
+        optimizers.triple_momentum(0.05),
+        optimizers.triple_momentum_eval_params,
+    )
+    there, trained = run(tx=tx, steps=3, eval_params=report)
+    here, also = run(tx=tx, steps=3)
+    jax.tree.map(np.testing.assert_array_equal, trained, also)
+    # By hand: a plain loop, then the report.
+    graphdef, params = nnx.split(toy.WORKLOAD.make_model(0))
+    state = tx.init(params)
+
+    def loss(params, batch):
+        return toy.loss(nnx.merge(graphdef, params), batch)[0]
+
+    for step in range(3):
+        grads = jax.grad(loss)(params, toy.WORKLOAD.batch(0, step))
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    for result, point in ((here, params), (there, report(state, params))):
+        want = np.mean([loss(point, batch) for batch in toy.WORKLOAD.valid_batches()])
+        np.testing.assert_allclose(result.final_loss, want, rtol=1e-5)
+    assert abs(there.final_loss / here.final_loss - 1) > 1e-3
 
 
 def test_seeds_change_the_run_and_share_the_compiled_step():

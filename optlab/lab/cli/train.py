@@ -86,7 +86,7 @@ def run(given: types.SimpleNamespace, command: str) -> None:
         if autolrs.asks_for_it(text):
             searched = autolrs.plan(text, given.steps, given.workload)
             (tx, controller), steps = searched.build(where.mesh), searched.chain.length
-            label = str(searched)
+            label, chain = str(searched), searched.chain
             if given.law:
                 raise options.UsageError("--law needs a schedule; autolrs has none")
         else:
@@ -112,6 +112,7 @@ def run(given: types.SimpleNamespace, command: str) -> None:
         controller=controller,
         mesh=where.mesh,
         param_spec=where.param_spec,
+        eval_params=chain.eval_params,
     )
     if not processes.first():
         return

@@ -8,7 +8,8 @@ import optax
 
 from optlab import links
 
-STORED = ("bfloat16", "8bit")
+# Bytes of an entry.
+WIDTHS = {"bfloat16": 2, "8bit": 1}
 ROUNDINGS = ("stochastic", "nearest")
 
 
@@ -49,10 +50,10 @@ def state_precision(
     to the nearest value it stands still, and Adam's steps are off by any factor.
     Rounded up or down by chance it moves as it should on average.
 
-    Averages take this well: over 300 steps on an ill-conditioned quadratic AdamW, Adan
-    and Muon end within 2% of the loss that the whole state gives. Eigenbases and inverse
-    roots lose digits that are used: Shampoo ends at 2.5 times that loss (8bit: 3), SOAP,
-    here at a millionth of the first, at 16 times (8bit: 29).
+    Averages take this well: after 300 steps on an ill-conditioned quadratic the losses
+    of AdamW, Adan and Muon are within 2% of those with the whole state. Eigenbases and
+    inverse roots lose digits that are used: Shampoo's loss is 2.5 times as high (8bit:
+    3 times), SOAP's, by then a millionth of the first one, 16 times (8bit: 29).
 
     Args:
       inner: Any transformation.
@@ -89,52 +90,15 @@ def state_precision(
     """
     _check(stored, rounding, block_size, min_size)
     inner = optax.with_extra_args_support(inner)
-    width = 2 if stored == "bfloat16" else 1
-
-    def is_stored(x: Any) -> bool:
-        floats = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize > width
-        return bool(floats and x.ndim and x.size >= max(min_size, 1))
-
-    def pack(state: Any, now: jax.Array | None) -> tuple[Any, Any]:
-        flat, structure = jax.tree_util.tree_flatten_with_path(state)
-        packed, scales = [], {}
-        for index, (path, x) in enumerate(flat):
-            if is_stored(x):
-                own = None if now is None else links.leaf_key(now, path)
-                if stored == "bfloat16":
-                    scales[str(index)] = jnp.zeros((), x.dtype)
-                    x = links.to_bfloat16(x, own)
-                else:
-                    x, scales[str(index)] = links.to_eight_bits(x, block_size, own)
-            packed.append(x)
-        # `optax.tree.map_params` asks for a state without parameters: what it finds
-        # here has to be a leaf, which stands for any tree.
-        return structure.unflatten(packed), scales or jnp.zeros(())
-
-    def unpack(packed: Any, scales: Any) -> Any:
-        leaves, structure = jax.tree.flatten(packed)
-        for name, scale in scales.items() if isinstance(scales, dict) else ():
-            x = leaves[int(name)]
-            if x.dtype.itemsize != width:
-                raise ValueError(
-                    f"state_precision: the state was stored in {x.dtype}, this"
-                    f" transformation stores '{stored}'; build it as it was"
-                )
-            leaves[int(name)] = (
-                x.astype(scale.dtype)
-                if stored == "bfloat16"
-                else links.from_eight_bits(x, scale, block_size)
-            )
-        return structure.unflatten(leaves)
+    chance = rounding == "stochastic"
 
     def init(params: optax.Params) -> StatePrecisionState:
-        own, now = (), None
-        if rounding == "stochastic":
-            start = jax.random.key(0) if key is None else key
-            # New keys: the state must not alias the caller's.
-            own, now = jax.random.split(start)
-        packed, scales = pack(inner.init(links.widen(params)), now)
-        return StatePrecisionState(jnp.zeros((), jnp.int32), own, packed, scales)
+        start = jax.random.key(0) if key is None else key
+        # New keys: the state must not alias the caller's.
+        following, now = jax.random.split(start) if chance else ((), None)
+        state = inner.init(links.widen(params))
+        packed, scales = _packed(state, stored, block_size, min_size, now)
+        return StatePrecisionState(jnp.zeros((), jnp.int32), following, packed, scales)
 
     def update(
         updates: optax.Updates,
@@ -142,16 +106,14 @@ def state_precision(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, StatePrecisionState]:
-        following, now = state.key, None
-        if rounding == "stochastic":
-            following, now = jax.random.split(state.key)
+        following, now = jax.random.split(state.key) if chance else ((), None)
         out, inner_state = inner.update(
             links.widen(updates),
-            unpack(state.inner_state, state.scales),
+            _unpacked(state.inner_state, state.scales, stored, block_size),
             links.widen(params),
             **extra_args,
         )
-        packed, scales = pack(inner_state, now)
+        packed, scales = _packed(inner_state, stored, block_size, min_size, now)
         count = jnp.asarray(optax.safe_increment(state.count))
         out = jax.tree.map(lambda x, u: x.astype(u.dtype), out, updates)
         return out, StatePrecisionState(count, following, packed, scales)
@@ -159,9 +121,49 @@ def state_precision(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _packed(
+    state: Any, stored: str, block_size: int, min_size: int, key: jax.Array | None
+) -> tuple[Any, Any]:
+    """Writes the arrays of a state, and what each of them is read with."""
+    flat, structure = jax.tree_util.tree_flatten_with_path(state)
+    packed, scales = [], {}
+    for index, (path, x) in enumerate(flat):
+        floats = jnp.issubdtype(x.dtype, jnp.floating)
+        wide = floats and x.dtype.itemsize > WIDTHS[stored]
+        if wide and x.ndim and x.size >= max(min_size, 1):
+            own = None if key is None else links.leaf_key(key, path)
+            if stored == "bfloat16":
+                scales[str(index)] = jnp.zeros((), x.dtype)
+                x = links.to_bfloat16(x, own)
+            else:
+                x, scales[str(index)] = links.to_eight_bits(x, block_size, own)
+        packed.append(x)
+    # `optax.tree.map_params` asks for a state without parameters: what it finds here
+    # has to be a leaf, which stands for any tree.
+    return structure.unflatten(packed), scales or jnp.zeros(())
+
+
+def _unpacked(packed: Any, scales: Any, stored: str, block_size: int) -> Any:
+    """Reads what `_packed` wrote."""
+    leaves, structure = jax.tree.flatten(packed)
+    for name, scale in scales.items() if isinstance(scales, dict) else ():
+        x = leaves[int(name)]
+        if x.dtype.itemsize != WIDTHS[stored]:
+            raise ValueError(
+                f"state_precision: the state was stored in {x.dtype}, this"
+                f" transformation stores '{stored}'; build it as it was"
+            )
+        leaves[int(name)] = (
+            x.astype(scale.dtype)
+            if stored == "bfloat16"
+            else links.from_eight_bits(x, scale, block_size)
+        )
+    return structure.unflatten(leaves)
+
+
 def _check(stored: str, rounding: str, block_size: int, min_size: int) -> None:
     for name, word, known in (
-        ("stored", stored, STORED),
+        ("stored", stored, tuple(WIDTHS)),
         ("rounding", rounding, ROUNDINGS),
     ):
         if word not in known:

@@ -120,8 +120,9 @@ def _guess(path: str, shapes: dict[str, tuple]) -> tuple[MatrixView | None, str]
 
     def sibling(pattern: re.Pattern) -> tuple | None:
         for other, other_shape in shapes.items():
-            *head, part, leaf = other.split("/")
-            same_room = ("/".join(head) or None) == siblings
+            module, _, leaf = other.rpartition("/")
+            room, _, part = module.rpartition("/")
+            same_room = (room or None) == siblings
             if same_room and leaf.lower() == name and pattern.fullmatch(part.lower()):
                 return other_shape
         return None

@@ -275,6 +275,13 @@ def test_projections_stacked_over_layers_are_told_from_heads_by_their_neighbour(
     assert heads["out"]["kernel"] == HEADS_OUT
 
 
+def test_leaves_without_a_module_are_no_neighbours():
+    params = {"attn": {"query": {"kernel": leaf((6, 2, 4))}}, "temperature": leaf(())}
+    found = trees.matrix_views(params)
+    assert found["attn"]["query"]["kernel"] == HEADS_IN
+    assert found["temperature"] is None
+
+
 AMBIGUOUS = [
     ("mlp/up", (6, 12), "the name tells no role"),
     ("table", (6, 12), "the name tells no role"),

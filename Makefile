@@ -21,7 +21,7 @@ test-all:  ## the slow ones as well
 	$(PYTHON) -m pytest -m ""
 
 bench:  ## the benchmarks, and the main race with its default budget into runs/race
-	for name in muon_step kronecker orthogonalization curvature state_bytes; do \
+	for name in muon_step kronecker orthogonalization curvature state_bytes elementwise; do \
 	  $(PYTHON) benchmarks/$$name.py || exit 1; \
 	done
 	for name in predict_then_run schedules matrix; do \

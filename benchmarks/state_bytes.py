@@ -2,19 +2,144 @@
 
     python benchmarks/state_bytes.py --d 512 --layers 8 --vocabulary 32000 --rank 128
 
-Nothing is allocated: sizes are those of `jax.eval_shape(init)`. `formula` is what the
-docstrings promise for the hidden matrices, and must agree to the byte but for counters.
+Every optimizer and wrapper of the catalogue, a link with SGD with momentum beside it.
+Nothing is allocated: sizes are those of `jax.eval_shape(init)`. `stated` is what the
+paper's equations remember of a hidden matrix, in float32. What is measured must agree
+but for counters, rates and keys; `tests/test_state_bytes.py` holds it to that.
 """
 
 import argparse
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optlab import optimizers
+from optlab import catalog
+
+# Bytes a hidden parameter that may lie beside what is stated.
+TOLERANCE = 2e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """Sides of a kernel."""
+
+    inputs: int
+    outputs: int
+
+    @property
+    def m(self) -> int:
+        """The short side."""
+        return min(self.inputs, self.outputs)
+
+    @property
+    def n(self) -> int:
+        """The long side."""
+        return max(self.inputs, self.outputs)
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return self.m * self.n
+
+
+# Bytes that a method states for a matrix: of each entry, or a formula.
+Claim = float | Callable[[Matrix], float]
+
+
+def _factors(x: Matrix) -> float:
+    """Numbers in one square factor for each side."""
+    return x.m**2 + x.n**2
+
+
+def _in_blocks(x: Matrix, side: int = 1024) -> float:
+    """The same where long sides are cut into blocks, the short side being none."""
+    whole, left = divmod(x.n, side)
+    return whole * (x.m**2 + side**2) + (x.m**2 + left**2 if left else 0)
+
+
+def claims(rank: int) -> dict[str, tuple[str, Mapping[str, Any], Claim]]:
+    """For each line its row, the settings that differ from the row's, and the claim."""
+    r, low_rank = rank, {"rank": rank}
+    # Of 9, a byte says whether an entry is trained; the averages of those that are not
+    # are kept too, where the paper has none: shapes cannot depend on the weights.
+    # Those without any remember something of the head alone.
+    entries = {
+        0: "normalized_logistic scale",
+        4: "sgd sgdp lion signum fedhyper scion rmsprop adagrad lars muon turbo_muon"
+        " muon_bp dion2 triple_momentum optimistic_mirror_descent"
+        " exponentiated_gradient centralize_gradients clip_coordinates qk_clip",
+        8: "adamw nadamw adamp adabelief yogi adopt radam adamax simplified_ademamix"
+        " lamb exponentiated_adamw adahessian sophia schedule_free_sgd cautious"
+        " project_scale_invariant stochastic_rounding",
+        9: "sparse_finetuning",
+        12: "diffgrad ademamix amsgrad schedule_free_adamw hypergradient",
+        16: "adan prodigy",
+        4 * 32: "mfac",
+    }
+    formulas: dict[str, Callable[[Matrix], float]] = {
+        "sgd_sai": lambda x: 4 * x.size + 4,
+        "normalize_and_project": lambda x: 4 * x.size + 4,
+        "novograd": lambda x: 4 * x.size + 4,
+        "lanton": lambda x: 8 * x.size + 4,
+        "adafactor": lambda x: 4 * (x.m + x.n),
+        # Square matrices go to the rest: their columns would fill the space.
+        "riemannian_sgd": lambda x: 4 * x.size * (x.m < x.n),
+        "normuon": lambda x: 4 * (x.size + x.outputs),
+        "dion": lambda x: 4 * (x.size + 2 * x.inputs),
+        "soap": lambda x: 8 * (x.size + _factors(x)),
+        "shampoo": lambda x: 8 * (x.size + _in_blocks(x)),
+        "psgd_kron": lambda x: 4 * (x.size + _factors(x)),
+        "mkor": lambda x: 4 * (x.size + _factors(x)),
+        "mkor_h": lambda x: 4 * (x.size + _factors(x)),
+        "kfac": lambda x: 4 * (x.size + 2 * _factors(x)),
+    }
+    settings: dict[str, tuple[str, Mapping[str, Any], Claim]] = {
+        "galore": ("galore", low_rank, lambda x: 4 * (x.m * r + 2 * r * x.n)),
+        "galore, long side": (
+            "galore",
+            {**low_rank, "side": "long"},
+            lambda x: 4 * (x.n * r + 2 * r * x.m),
+        ),
+        "natural_galore": (
+            "natural_galore",
+            low_rank,
+            lambda x: 4 * (r * (x.m + x.n) + 22 * r * r),
+        ),
+        "fira": ("fira", low_rank, lambda x: 4 * (x.m * r + 2 * r * x.n + 1)),
+        "apollo": ("apollo", low_rank, lambda x: 4 * (2 * r * x.n + 1)),
+        "apollo, mini": (
+            "apollo",
+            {"rank": 1, "granularity": "tensor", "scale": 128.0},
+            lambda x: 4 * (2 * x.n + 1),
+        ),
+        "frugal": ("frugal", {}, 2),
+        "frugal, entries": ("frugal", {"projection": "entries"}, 3),
+        # A fourth of the matrices: in turn a fourth of each size; at random there is
+        # room for the largest, a third of all entries here.
+        "frugal, tensors": ("frugal", {"projection": "tensors"}, 8 / 3),
+        "frugal, tensors in turn": (
+            "frugal",
+            {"projection": "tensors", "order": "ascending"},
+            2,
+        ),
+        "state_precision, 2 bytes": (
+            "state_precision",
+            {"stored": "bfloat16", "inner": optax.adam(1e-3)},
+            4,
+        ),
+        "state_precision, 1 byte": (
+            "state_precision",
+            {"stored": "8bit", "inner": optax.adam(1e-3)},
+            lambda x: 2 * (1 + 4 / 256) * x.size,  # a scale for 256 entries
+        ),
+    }
+    plain = {name: claim for claim, names in entries.items() for name in names.split()}
+    plain = {name: (name, {}, claim) for name, claim in {**plain, **formulas}.items()}
+    return {**plain, **settings}
 
 
 def transformer(d: int, layers: int, vocabulary: int) -> dict[str, Any]:
@@ -36,64 +161,64 @@ def transformer(d: int, layers: int, vocabulary: int) -> dict[str, Any]:
     )
 
 
-def bytes_of(tx: optax.GradientTransformation, params: Any) -> int:
-    """Bytes of all arrays of the first state; counters and rates are left out."""
-    leaves = jax.tree.leaves(jax.eval_shape(tx.init, params))
-    return sum(x.size * x.dtype.itemsize for x in leaves if x.ndim)
-
-
-# Bytes that each method states for one matrix, of short side m and long side n.
-Formula = Callable[[int, int], float]
-
-
-def methods(rank: int) -> dict[str, tuple[Callable[..., Any], Formula]]:
-    """For each name the builder, given the optimizer of the rest, and the formula."""
-    adamw, r = optimizers.adamw(1e-3), rank
-
-    def build(make: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
-        return lambda rest=adamw: make(1e-3, rest=rest, **settings)
-
+def hidden_matrices(params: dict[str, Any]) -> dict[str, Any]:
+    """The kernels of the blocks."""
     return {
-        "adamw": (lambda rest=adamw: rest, lambda m, n: 8 * m * n),
-        "muon": (build(optimizers.muon), lambda m, n: 4 * m * n),
-        "galore": (
-            build(optimizers.galore, rank=r),
-            lambda m, n: 4 * (m * r + 2 * r * n),
-        ),
-        "galore, long side": (
-            build(optimizers.galore, rank=r, side="long"),
-            lambda m, n: 4 * (n * r + 2 * r * m),
-        ),
-        "natural_galore": (
-            build(optimizers.natural_galore, rank=r),
-            lambda m, n: 4 * (r * (m + n) + 22 * r * r),
-        ),
-        "fira": (
-            build(optimizers.fira, rank=r),
-            lambda m, n: 4 * (m * r + 2 * r * n + 1),
-        ),
-        "apollo": (build(optimizers.apollo, rank=r), lambda m, n: 4 * (2 * r * n + 1)),
-        "apollo mini": (
-            build(optimizers.apollo, rank=1, granularity="tensor", scale=128.0),
-            lambda m, n: 4 * (2 * n + 1),
-        ),
-        "frugal": (build(optimizers.frugal), lambda m, n: 2 * m * n),
-        "frugal, entries": (
-            build(optimizers.frugal, projection="entries"),
-            lambda m, n: 3 * m * n,
-        ),
-        # A fourth of the matrices: in turn a fourth of each size; at random there is
-        # room for the largest, a third of all entries here.
-        "frugal, tensors": (
-            build(optimizers.frugal, projection="tensors"),
-            lambda m, n: 8 / 3 * m * n,
-        ),
-        "frugal, tensors in turn": (
-            build(optimizers.frugal, projection="tensors", order="ascending"),
-            lambda m, n: 2 * m * n,
-        ),
-        "scale": (build(optimizers.scale), lambda m, n: 0),
+        name: {part: leaf for part, leaf in block.items() if part != "norm"}
+        for name, block in params.items()
+        if name.startswith("block")
     }
+
+
+def bytes_of(tx: optax.GradientTransformation, params: Any) -> int:
+    """Bytes of all arrays of the first state."""
+    leaves = jax.tree.leaves(jax.eval_shape(tx.init, params))
+    return sum(x.size * x.dtype.itemsize for x in leaves)
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A line of the table; None where nothing is stated.
+
+    Attributes:
+      name: Row of the catalogue and what was set.
+      hidden: Measured bytes a parameter of the hidden matrices alone.
+      stated: What the paper's equations remember of them.
+      whole: Measured bytes a parameter of the whole model.
+    """
+
+    name: str
+    hidden: float
+    stated: float | None
+    whole: float
+
+
+def measured(params: dict[str, Any], rank: int) -> Iterator[Line]:
+    """Measures every row of the catalogue, also in the settings that have claims."""
+    hidden = hidden_matrices(params)
+    matrices = [Matrix(*p.shape) for p in jax.tree.leaves(hidden)]
+    size = sum(x.size for x in matrices)
+    total = sum(p.size for p in jax.tree.leaves(params))
+    known = claims(rank)
+    with_claims = {row for row, *_ in known.values()}
+    for row in (*catalog.rows("optimizers"), *catalog.rows("wrappers")):
+        lines = {name: line for name, line in known.items() if line[0] == row.name}
+        if row.name not in with_claims:
+            lines = {row.name: (row.name, {}, None)}
+        whole_row = row.whole()
+        for name, (_, settings, claim) in lines.items():
+            arguments = {**whole_row.defaults, **settings}
+            whole = bytes_of(whole_row.build(**arguments), params) / total
+            if "rest" in arguments:  # the matrices without it
+                arguments["rest"] = optax.set_to_zero()
+            alone = bytes_of(whole_row.build(**arguments), hidden) / size
+            stated = None
+            if claim is not None:
+                each = [
+                    claim(x) if callable(claim) else claim * x.size for x in matrices
+                ]
+                stated = sum(each) / size
+            yield Line(name, alone, stated, whole)
 
 
 def main() -> None:
@@ -104,20 +229,16 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=128)
     sizes = parser.parse_args()
     params = transformer(sizes.d, sizes.layers, sizes.vocabulary)
-    hidden = {name: p for name, p in params.items() if name.startswith("block")}
-    matrices = [p for p in jax.tree.leaves(hidden) if p.ndim == 2]
-    in_hidden = sum(p.size for p in matrices)
-    total = sum(p.size for p in jax.tree.leaves(params))
-    print(f"{total / 1e6:.1f} M parameters, {in_hidden / 1e6:.1f} M in hidden matrices")
-    print("| method | bytes a hidden parameter | formula | bytes a parameter |")
+    total, hidden = (
+        sum(p.size for p in jax.tree.leaves(tree)) / 1e6
+        for tree in (params, hidden_matrices(params))
+    )
+    print(f"{total:.1f} M parameters, {hidden:.1f} M in hidden matrices")
+    print("| method | bytes a hidden parameter | stated | bytes a parameter |")
     print("| --- | ---: | ---: | ---: |")
-    for name, (build, formula) in methods(sizes.rank).items():
-        alone = build(rest=optax.set_to_zero())  # the matrices without the rest
-        tree = hidden if name != "adamw" else dict(enumerate(matrices))
-        measured = bytes_of(build() if name == "adamw" else alone, tree) / in_hidden
-        stated = sum(formula(min(p.shape), max(p.shape)) for p in matrices) / in_hidden
-        whole = bytes_of(build(), params) / total
-        print(f"| `{name}` | {measured:.3f} | {stated:.3f} | {whole:.3f} |")
+    for line in measured(params, sizes.rank):
+        stated = "-" if line.stated is None else f"{line.stated:.3f}"
+        print(f"| `{line.name}` | {line.hidden:.3f} | {stated} | {line.whole:.3f} |")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from optlab import links, optimizers, testing, wrappers
+from optlab import links, optimizers, sharding, testing, wrappers
 from tests.optimizers import trajectories
 
 FORMATS = ["bfloat16", "8bit"]
@@ -176,6 +176,19 @@ def test_on_an_explicit_mesh_codes_lie_as_the_array_does(block_size):
         assert again.sharding == home
     np.testing.assert_array_equal(got[0], wanted[0])
     np.testing.assert_array_equal(again, back)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
+def test_whole_blocks_on_each_device_send_nothing(axis_type):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type, axis_type))
+    tx = wrappers.state_precision(
+        optax.scale_by_adam(), "8bit", block_size=4, min_size=1
+    )
+    with jax.set_mesh(mesh):
+        where = NamedSharding(mesh, PartitionSpec("x", "y"))
+        w = jax.device_put(jnp.ones((8, 16)), where)
+        state = sharding.init_sharded(tx, w, where)
+        assert sharding.collectives(tx.update, w, state).counts == {}
 
 
 def test_levels_of_squares_and_of_signed_entries():

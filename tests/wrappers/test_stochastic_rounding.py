@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from optlab import links, testing, wrappers
+from optlab import links, sharding, testing, wrappers
 
 HALF = jnp.bfloat16
 # Parameters and steps: far below a unit in the last place, some units, across a power
@@ -147,8 +147,10 @@ def test_on_a_mesh_the_bits_are_those_of_one_device(axis_type):
     wanted = two_steps(p)
     with jax.set_mesh(mesh):
         where = NamedSharding(mesh, PartitionSpec("x", "y"))
-        got = two_steps(jax.device_put(p, where))
+        placed = jax.device_put(p, where)
+        got = two_steps(placed)
         assert got.sharding.is_equivalent_to(where, 2)
+        assert sharding.collectives(two_steps, placed).counts == {}
     np.testing.assert_array_equal(got, wanted)
 
 

@@ -53,4 +53,19 @@ ROWS = (
         defaults={"learning_rate": 1e-2},
         static=("b1", "mask", "max_rms", "min_scale", "min_size", "views"),
     ),
+    Row(
+        "novograd",
+        optimizers.novograd,
+        "optimizers",
+        "adaptive",
+        Paper(
+            "Ginsburg et al.",
+            "Stochastic gradient methods with layer-wise adaptive moments for training"
+            " of deep networks",
+            2019,
+            "https://arxiv.org/abs/1905.11286",
+        ),
+        defaults={"learning_rate": 1e-2},
+        static=("mask", "views"),
+    ),
 )

@@ -17,6 +17,7 @@ from optlab.optimizers._adahessian import (
 )
 from optlab.optimizers._adahessian import adahessian as adahessian
 from optlab.optimizers._adahessian import scale_by_adahessian as scale_by_adahessian
+from optlab.optimizers._adamax import adamax as adamax
 from optlab.optimizers._adamp import ScaleByAdampState as ScaleByAdampState
 from optlab.optimizers._adamp import adamp as adamp
 from optlab.optimizers._adamp import scale_by_adamp as scale_by_adamp
@@ -27,6 +28,7 @@ from optlab.optimizers._adan import restart_adan as restart_adan
 from optlab.optimizers._adan import scale_by_adan as scale_by_adan
 from optlab.optimizers._ademamix import ademamix as ademamix
 from optlab.optimizers._adopt import adopt as adopt
+from optlab.optimizers._amsgrad import amsgrad as amsgrad
 from optlab.optimizers._apollo import ScaleByApolloState as ScaleByApolloState
 from optlab.optimizers._apollo import apollo as apollo
 from optlab.optimizers._apollo import scale_by_apollo as scale_by_apollo
@@ -111,6 +113,9 @@ from optlab.optimizers._normalized_logistic import (
 from optlab.optimizers._normuon import ScaleByNormuonState as ScaleByNormuonState
 from optlab.optimizers._normuon import normuon as normuon
 from optlab.optimizers._normuon import scale_by_normuon as scale_by_normuon
+from optlab.optimizers._novograd import ScaleByNovogradState as ScaleByNovogradState
+from optlab.optimizers._novograd import novograd as novograd
+from optlab.optimizers._novograd import scale_by_novograd as scale_by_novograd
 from optlab.optimizers._optimistic_mirror_descent import (
     OptimisticMirrorDescentState as OptimisticMirrorDescentState,
 )
@@ -159,6 +164,16 @@ from optlab.optimizers._sgdp import sgdp as sgdp
 from optlab.optimizers._shampoo import ScaleByShampooState as ScaleByShampooState
 from optlab.optimizers._shampoo import scale_by_shampoo as scale_by_shampoo
 from optlab.optimizers._shampoo import shampoo as shampoo
+from optlab.optimizers._signum import signum as signum
+from optlab.optimizers._simplified_ademamix import (
+    ScaleBySimplifiedAdemamixState as ScaleBySimplifiedAdemamixState,
+)
+from optlab.optimizers._simplified_ademamix import (
+    scale_by_simplified_ademamix as scale_by_simplified_ademamix,
+)
+from optlab.optimizers._simplified_ademamix import (
+    simplified_ademamix as simplified_ademamix,
+)
 from optlab.optimizers._soap import ScaleBySoapState as ScaleBySoapState
 from optlab.optimizers._soap import scale_by_soap as scale_by_soap
 from optlab.optimizers._soap import soap as soap

@@ -19,6 +19,10 @@ SETTINGS = {
     "adopt": ({"b2": 0.9, "eps": 0.15, "clip": False}, 4),
     "radam": ({"b2": 0.99, "sgd_start": False}, 8),
     "rmsprop": ({"centered": True, "momentum": 0.8, "nesterov": True}, 3),
+    "amsgrad": ({"b2": 0.8, "eps": 0.1, "bias_correction": False}, 3),
+    "adamax": ({"b1": 0.8, "b2": 0.7, "eps": 0.1}, 3),
+    "simplified_ademamix": ({"b1": 0.8, "alpha": 3.0, "eps": 0.1}, 3),
+    "signum": ({"b1": 0.6}, 3),
     "adagrad": ({"eps": 0.1, "initial_square": 0.02}, 3),
 }
 
@@ -48,6 +52,10 @@ def test_equals_its_equations_with_every_argument(name):
         ("radam", {"b1": -0.1}, r"scale_by_radam: b1 must be .* got -0\.1"),
         ("rmsprop", {"b2": 1.0}, r"scale_by_rmsprop: b2 must be .* got 1\.0"),
         ("rmsprop", {"momentum": 1.0}, r"rmsprop: momentum must be .* got 1\.0"),
+        ("amsgrad", {"b2": 1.0}, r"amsgrad: b2 must be .* got 1\.0"),
+        ("adamax", {"eps": -1.0}, r"adamax: eps must be 0 or more, got -1\.0"),
+        ("simplified_ademamix", {"alpha": -1.0}, "alpha must be 0 or more, got -1"),
+        ("signum", {"b1": 1.0}, r"signum: b1 must be .* got 1\.0"),
         ("adagrad", {"initial_square": -1.0}, "initial_square must be 0 or more"),
     ],
     ids=str,

@@ -17,6 +17,7 @@ SETTINGS = {
     "lamb": {"b1": 0.7, "b2": 0.9, "eps": 0.1},
     "adafactor": {"b1": 0.7, "decay_power": 0.5, "eps": 0.01, "max_rms": 0.5},
     "lars": {"momentum": 0.5, "nesterov": True, "trust_coefficient": 0.3},
+    "novograd": {"b1": 0.5, "b2": 0.7, "eps": 0.1},
 }
 
 
@@ -81,6 +82,8 @@ def test_a_head_that_one_calls_a_vector_has_no_ratio():
         ("lamb", {"b1": 1.0}, r"lamb: b1 must be .* below 1, got 1\.0"),
         ("adafactor", {"decay_power": -1.0}, "decay_power must be 0 or more, got -1"),
         ("adafactor", {"b1": 1.0}, r"adafactor: b1 must be .* below 1, got 1\.0"),
+        ("novograd", {"b1": 1.0}, r"novograd: b1 must be .* below 1, got 1\.0"),
+        ("novograd", {"b2": -0.1}, r"scale_by_novograd: b2 must be .* got -0\.1"),
         ("lars", {"momentum": 1.5}, r"lars: momentum must be .* below 1, got 1\.5"),
         ("lars", {"trust_coefficient": -1.0}, "trust_coefficient must be 0 or more"),
     ],

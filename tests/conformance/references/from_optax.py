@@ -104,11 +104,65 @@ def adagrad(h):
     return each_leaf(step)
 
 
+def amsgrad(h):
+    """Algorithm 2 where nothing is corrected."""
+    b1, b2 = h["b1"], h["b2"]
+
+    def step(p, g, t, memory):
+        m, v, most = (0.0, 0.0, 0.0) if memory is None else memory
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        first, second = (1 - b1**t, 1 - b2**t) if h["bias_correction"] else (1, 1)
+        most = np.maximum(most, v / second)
+        u = m / first / (np.sqrt(most) + h["eps"])
+        return p - h["learning_rate"] * (u + h["weight_decay"] * p), (m, v, most)
+
+    return each_leaf(step)
+
+
+def adamax(h):
+    b1 = h["b1"]
+
+    def step(p, g, t, memory):
+        m, most = (0.0, 0.0) if memory is None else memory
+        m = b1 * m + (1 - b1) * g
+        most = np.maximum(h["b2"] * most, np.abs(g) + h["eps"])
+        u = m / (1 - b1**t) / most
+        return p - h["learning_rate"] * (u + h["weight_decay"] * p), (m, most)
+
+    return each_leaf(step)
+
+
+def simplified_ademamix(h):
+    """The authors' code, with its eps and its corrected divisor."""
+    b2 = h["b2"]
+
+    def step(p, g, t, memory):
+        m, v = (0.0, 0.0) if memory is None else memory
+        m, v = h["b1"] * m + g, b2 * v + (1 - b2) * g * g
+        corrected = np.sqrt(1 - b2**t)
+        u = (h["alpha"] * g + m) / (np.sqrt(v) + h["eps"] * corrected) * corrected
+        return p - h["learning_rate"] * (u + h["weight_decay"] * p), (m, v)
+
+    return each_leaf(step)
+
+
+def signum(h):
+    def step(p, g, t, memory):
+        m = h["b1"] * (0.0 if memory is None else memory) + (1 - h["b1"]) * g
+        return p - h["learning_rate"] * (np.sign(m) + h["weight_decay"] * p), m
+
+    return each_leaf(step)
+
+
 REFERENCES = {
     "adagrad": adagrad,
+    "adamax": adamax,
     "ademamix": ademamix,
     "adopt": adopt,
+    "amsgrad": amsgrad,
     "radam": radam,
     "rmsprop": rmsprop,
+    "signum": signum,
+    "simplified_ademamix": simplified_ademamix,
     "yogi": yogi,
 }

@@ -70,8 +70,27 @@ def adafactor(h):
     return each_matrix(step, each_leaf(vectors), names=LAYERS)
 
 
+def novograd(h):
+    """Algorithm 1; a leaf that is no matrix is vectors on its last axis."""
+    b2 = h["b2"]
+
+    def step(p, g, t, memory, axis=None):
+        if not p.size:
+            return p, memory
+        square = np.sum(np.square(np.atleast_1d(g)), axis)
+        v, m = (square, 0.0) if memory is None else memory
+        v = b2 * v + (1 - b2) * square
+        root = (np.sqrt(v) if axis is None else np.sqrt(v)[..., None]) + h["eps"]
+        m = h["b1"] * m + (g / root).reshape(p.shape) + h["weight_decay"] * p
+        return p - h["learning_rate"] * m, (v, m)
+
+    rest = each_leaf(lambda *state: step(*state, axis=-1))
+    return each_matrix(step, rest, names=LAYERS)
+
+
 REFERENCES = {
     "adafactor": adafactor,
     "lamb": lamb,
     "lars": lars,
+    "novograd": novograd,
 }

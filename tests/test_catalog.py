@@ -11,7 +11,7 @@ import pytest
 from optlab import catalog, optimizers, testing
 
 EXTRA = {"value", "grad", "value_fn", "key", "loss_fn", "layer_stats"}
-EXTRA |= {"hessian_diag", "noise_pair", "logit_grad_l1"}
+EXTRA |= {"hessian_diag", "noise_pair", "logit_grad_l1", "attn_max_logit"}
 
 # Schedules that are given their rates, not a peak.
 NO_PEAK = {"refined": "norms", "sampled": "profile", "table": "values"}

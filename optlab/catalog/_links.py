@@ -57,4 +57,24 @@ ROWS = (
         },
         link="last",
     ),
+    Row(
+        "qk_clip",
+        optimizers.qk_clip,
+        "optimizers",
+        "clipping",
+        Paper(
+            "Kimi Team",
+            "Kimi K2: open agentic intelligence",
+            2025,
+            "https://arxiv.org/abs/2507.20534",
+        ),
+        needs=("attn_max_logit",),
+        defaults={"threshold": 100.0},
+        static=("key", "query"),
+        exempt={
+            "schedule_counts_from_zero": "weights are scaled down at any rate, by what"
+            " depends on where earlier rates led"
+        },
+        link="last",
+    ),
 )

@@ -69,7 +69,11 @@ class Row:
     link: str = ""
 
     def whole(self) -> "Row":
-        """Returns the row of a whole optimizer: this one, or a link with SGD beside it.
+        """Finds what a link is in a chain of its own: SGD with momentum beside it.
+
+        Returns:
+          The row of a whole optimizer, whose first argument is a learning rate; this
+          row if it is one.
 
         Example:
           >>> from optlab import catalog

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optlab import sharding
-from optlab.testing import _compare
+from optlab.testing import _compare, _subject
 from optlab.testing._report import Broken, NotApplicable
 from optlab.testing._subject import Subject
 
@@ -142,6 +142,12 @@ def _sharded_params(subject: Subject) -> tuple[Any, Any]:
         shapes,
         is_leaf=lambda x: isinstance(x, tuple),
     )
+    if subject.row is not None and "attn_max_logit" in subject.row.needs:
+        for axis in range(3):
+            heads = params[f"attention_{axis}"] = _subject.attention(8, 8, 8)
+            specs[f"attention_{axis}"] = jax.tree.map(
+                lambda _, a=axis: _cut(3, a), heads
+            )
     return params, specs
 
 

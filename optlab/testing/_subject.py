@@ -76,6 +76,7 @@ def extra_args_for(needs: tuple[str, ...]) -> Callable[..., dict[str, Any]]:
             "key": lambda: jax.random.key(0),
             "hessian_diag": lambda: jax.tree.map(jnp.ones_like, params),
             "layer_stats": lambda: _layer_stats(params),
+            "attn_max_logit": lambda: _largest_logits(params),
             "logit_grad_l1": lambda: jnp.asarray(0.5, float),
         }
         unknown = sorted(set(needs) - set(offered))
@@ -107,6 +108,26 @@ def _layer_stats(params: Any) -> dict[str, trees.LayerStats]:
             )
             stats[layer.path] = trees.LayerStats(a, g, a_moment, g_moment)
     return stats
+
+
+def attention(*shape: int) -> dict[str, Any]:
+    """Makes queries and keys of one shape, (d, heads, head_dim)."""
+    random = np.random.default_rng(1)
+    return {
+        side: {"kernel": jnp.asarray(random.normal(size=shape), jnp.float32)}
+        for side in ("key", "query")
+    }
+
+
+def _largest_logits(params: Any) -> dict[str, jax.Array]:
+    """Makes a largest logit for each head, from 50 to 400."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    kernels = {trees.path_string(path): leaf for path, leaf in leaves}
+    return {
+        path.removesuffix("/query/kernel"): jnp.linspace(50.0, 400.0, leaf.shape[-2])
+        for path, leaf in kernels.items()
+        if path.endswith("/query/kernel")
+    }
 
 
 class Subject:
@@ -161,9 +182,11 @@ class Subject:
         self.defaults = {} if fixed else _defaults(tx_or_build, row)
         self.tx: Any = tx_or_build if fixed else tx_or_build(**self.defaults)
         self.name = row.name if row else _name(tx_or_build)
+        needs = row.needs if row else ()
         self.own_params = params is None
         self.params = default_params() if params is None else params
-        needs = row.needs if row else ()
+        if params is None and "attn_max_logit" in needs:
+            self.params["attention"] = attention(4, 2, 3)
         self.extra_args = extra_args or extra_args_for(needs)
         self.exempt = {**(row.exempt if row else {}), **(exempt or {})}
         self.reference = reference

@@ -72,8 +72,8 @@ def sparse_finetuning(
         u = M inner(M g + lambda_rank M U V^T)       U S V^T = w M of one matrix
 
     The second term is a subgradient of the nuclear norm, of which each step draws one
-    matrix: it keeps the rank of what is trained low. Behind `progressive_iter` updates
-    M is chosen once more, M <- M [|w| < threshold]: entries that have grown are done,
+    matrix: it keeps the rank of what is trained low. After `progressive_iter` updates M
+    is chosen once more, M <- M [|w| < threshold]: entries that have grown are done,
     those that have not learnt yet go on, with the averages that they have.
 
     Args:
@@ -84,8 +84,8 @@ def sparse_finetuning(
       threshold: Size below which a weight is trained, in units of the weights.
       progressive_iter: Updates before the second choice, 1 or more; None for no second
         one.
-      lambda_rank: Factor on the second term. 0 leaves it out; a traced number needs a
-        value above 0 to begin with, for the key is in the state or is not.
+      lambda_rank: Factor on the second term. The number 0 leaves it out, and the key
+        out of the state; an array of zero does not.
       min_side: Matrices with a side of this size or less are not drawn.
       views: Function to a tree of `trees.MatrixView`, or that tree: what is a matrix.
         Each matrix of a stack is drawn on its own.

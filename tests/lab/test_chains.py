@@ -104,6 +104,23 @@ def test_rows_make_chains_that_move(optimizer, schedule):
     assert not np.allclose(last["dense"]["bias"], PARAMS["dense"]["bias"])
 
 
+@pytest.mark.parametrize(
+    ("text", "link", "order"),
+    [
+        ("clip_coordinates:fraction=0.5", optimizers.clip_coordinates(0.5), 1),
+        (
+            "normalize_and_project:every=2",
+            optimizers.normalize_and_project(every=2),
+            -1,
+        ),
+    ],
+)
+def test_the_name_of_a_link_stands_for_sgd_with_it_in_its_place(text, link, order):
+    tx, rate = chains.parse(f"{text},learning_rate=0.3+linear").build(4)
+    parts = [link, optimizers.sgd(rate, momentum=0.9)][::order]
+    assert_same(follow(tx, 3), follow(optax.chain(*parts), 3))
+
+
 def test_what_an_update_needs_is_given_or_refused_before_the_first_step():
     for row in catalog.rows("optimizers"):
         unmet = set(row.needs) - set(parts.SUPPLIED) - {"hessian_diag"}
@@ -263,7 +280,7 @@ WRONG = {
     "adamw": "write an optimizer, '+' and a schedule",
     "adamw+": "write an optimizer, '+' and a schedule",
     "adamw+cosine+wsd": "write an optimizer, '+' and a schedule",
-    "adam+cosine": "unknown optimizer 'adam'; did you mean 'adamw'",
+    "adam+cosine": "unknown optimizer 'adam'; did you mean 'radam' or 'adamw' or",
     "adamw+cosin": "unknown schedule 'cosin'; did you mean 'cosine'",
     "cosine+adamw": "unknown optimizer 'cosine'",
     "adamw:lerning_rate=1+cosine": "did you mean 'learning_rate'",
@@ -294,7 +311,9 @@ WRONG = {
     "adamw+cosine:peak=3": "write 'adamw:learning_rate=3'",
     "adamw+cosine:total_steps=3": "@STEPS",
     "adamw:rest.b1=0.9+cosine": "unknown key of adamw 'rest.b1'",
-    "muon:rest=adam+wsd": "did you mean 'adamw'",
+    "muon:rest=adam+wsd": "did you mean 'radam' or 'adamw' or",
+    "clip_coordinates:fracton=0.2+wsd": "did you mean 'fraction'",
+    "qk_clip+cosine": "qk_clip needs attn_max_logit at each update",
     "muon:rest=none+wsd": "unknown optimizer 'none'",
     "muon:rest=muon+wsd": "cannot be the rest",
     "muon:rest=sophia+wsd": "sophia needs hessian_diag at each update, which the traini"

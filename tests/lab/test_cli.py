@@ -315,4 +315,5 @@ def test_a_row_is_shown_with_its_paper_and_its_arguments(row, capsys):
     assert row.paper.title in out and row.paper.url in out
     parameters = cli.importlib.import_module("inspect").signature(row.build).parameters
     assert all(name in out for name in parameters)
+    assert (f"A link; {row.name}+cosine trains" in out) == bool(row.link)
     assert " at 0x" not in out

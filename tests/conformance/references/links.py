@@ -46,8 +46,30 @@ def normalize_and_project(h):
     return walking.each_matrix(step, walking.each_leaf(plain))
 
 
+def qk_clip(h):
+    """With the two heads of the suite, at logits of 50 and 400."""
+    gamma = np.minimum(1, h["threshold"] / np.array([[50.0], [400.0]])) ** 0.5
+
+    def of_attention(p, g, t, m):
+        p, m = momentum(h)(p, g, t, m)
+        return gamma * p, m
+
+    def part(tree, own):
+        return {name: x for name, x in tree.items() if (name == "attention") == own}
+
+    def reference(params, grads):
+        halves = [
+            walking.each_leaf(step)(part(params, own), [part(g, own) for g in grads])
+            for step, own in ((momentum(h), False), (of_attention, True))
+        ]
+        return [{**rest, **heads} for rest, heads in zip(*halves, strict=True)]
+
+    return reference
+
+
 REFERENCES = {
     "centralize_gradients": centralize_gradients,
     "clip_coordinates": clip_coordinates,
     "normalize_and_project": normalize_and_project,
+    "qk_clip": qk_clip,
 }

@@ -68,6 +68,7 @@ def state_precision(
       bits for a row of which a device has no whole number of blocks make it travel.
 
     Raises:
+      TypeError: If inner is no transformation.
       ValueError: If a word is unknown, a size is below its least, or a state comes that
         was stored otherwise.
 
@@ -88,7 +89,7 @@ def state_precision(
       arXiv:2110.02861. Differs from it: see `links.to_eight_bits`; rounding is
       stochastic.
     """
-    _check(stored, rounding, block_size, min_size)
+    _check(inner, stored, rounding, block_size, min_size)
     inner = optax.with_extra_args_support(inner)
     chance = rounding == "stochastic"
 
@@ -106,6 +107,10 @@ def state_precision(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, StatePrecisionState]:
+        if chance and isinstance(state.key, tuple):
+            raise ValueError(
+                "state_precision: the state has no key, it is one of rounding='nearest'"
+            )
         following, now = jax.random.split(state.key) if chance else ((), None)
         out, inner_state = inner.update(
             links.widen(updates),
@@ -161,7 +166,14 @@ def _unpacked(packed: Any, scales: Any, stored: str, block_size: int) -> Any:
     return structure.unflatten(leaves)
 
 
-def _check(stored: str, rounding: str, block_size: int, min_size: int) -> None:
+def _check(
+    inner: Any, stored: str, rounding: str, block_size: int, min_size: int
+) -> None:
+    if not hasattr(inner, "update"):
+        raise TypeError(
+            "state_precision: inner must be a transformation such as optax.adam(1e-3),"
+            f" got {inner!r}"
+        )
     for name, word, known in (
         ("stored", stored, tuple(WIDTHS)),
         ("rounding", rounding, ROUNDINGS),

@@ -52,8 +52,8 @@ def stochastic_rounding(
       A transformation that needs the parameters; updates keep their dtype.
 
     Raises:
-      TypeError: If the parameters are missing, or come in bfloat16 with gradients in
-        float16, whose range is too small for u.
+      TypeError: If inner is no transformation, or the parameters are missing, or come
+        in bfloat16 with gradients in float16, whose range is too small for u.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -76,6 +76,11 @@ def stochastic_rounding(
       `optax.apply_updates`, with an update in bfloat16 and a key for each leaf.
       UNVERIFIED against the authors' code.
     """
+    if not hasattr(inner, "update"):
+        raise TypeError(
+            "stochastic_rounding: inner must be a transformation such as"
+            f" optax.adam(1e-3), got {inner!r}"
+        )
     inner = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> StochasticRoundingState:

@@ -293,6 +293,8 @@ def test_a_state_stored_otherwise_is_refused():
     said = r"scales of shape \(4,\) belong to codes of shape \(8,\) in blocks of 2"
     with pytest.raises(ValueError, match=said):
         step({"stored": "8bit"}, {"stored": "8bit", "block_size": 2})
+    with pytest.raises(ValueError, match="the state has no key, it is one of rounding"):
+        step({"rounding": "nearest"}, {})
 
 
 @pytest.mark.parametrize(
@@ -309,3 +311,9 @@ def test_a_state_stored_otherwise_is_refused():
 def test_an_argument_without_sense_is_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         wrappers.state_precision(optax.identity(), **changes)
+
+
+def test_what_is_no_transformation_is_refused():
+    said = "state_precision: inner must be a transformation .* got <function adam"
+    with pytest.raises(TypeError, match=said):
+        wrappers.state_precision(optax.adam)

@@ -17,6 +17,13 @@ _AVERAGES_GO_ON = {
     " average of the steps before"
 }
 
+_DADAPTATION = Paper(
+    "Defazio, Mishchenko",
+    "Learning-rate-free learning by D-Adaptation",
+    2023,
+    "https://arxiv.org/abs/2301.07733",
+)
+
 ROWS = (
     Row(
         "prodigy",
@@ -31,6 +38,15 @@ ROWS = (
         ),
         defaults={"learning_rate": _FACTOR},
         static=("bias_correction", "decoupled", "mask", "safeguard_warmup", "slice_p"),
+    ),
+    Row(
+        "dadapt_adam",
+        optimizers.dadapt_adam,
+        "optimizers",
+        "tuning free",
+        _DADAPTATION,
+        defaults={"learning_rate": _FACTOR},
+        static=("bias_correction", "decoupled", "mask"),
     ),
     Row(
         "schedule_free_sgd",

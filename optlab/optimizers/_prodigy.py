@@ -8,6 +8,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from optlab import links
+from optlab.optimizers import _distance
 
 
 class ProdigyState(NamedTuple):
@@ -50,7 +51,7 @@ def prodigy(
     safeguard_warmup: bool = False,
     d0: float | jax.Array = 1e-6,
     d_coef: float | jax.Array = 1.0,
-    growth_rate: float | jax.Array = float("inf"),
+    growth_rate: float | jax.Array = _distance.INFINITE,
     slice_p: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam that finds its own learning rate: leave `learning_rate` at 1.
@@ -129,11 +130,9 @@ def prodigy(
     """
     who, root = "prodigy", b2**0.5 if b3 is None else b3
     links.require_decays(who, b1=b1, b2=b2, b3=root)
-    links.require_positive(who, d0=d0, eps=eps, d_coef=d_coef)
+    links.require_positive(who, eps=eps, d_coef=d_coef)
     links.require_nonnegative(who, weight_decay=weight_decay)
-    links.require_one_rate(who, learning_rate)
-    if isinstance(growth_rate, float | int) and not growth_rate >= 1:
-        raise ValueError(f"{who}: growth_rate must be 1 or more, got {growth_rate}")
+    _distance.require_estimate(who, learning_rate, d0, growth_rate)
     if not isinstance(slice_p, int) or slice_p < 1:
         raise ValueError(
             f"{who}: slice_p must be a whole number of 1 or more, got {slice_p}"
@@ -142,7 +141,7 @@ def prodigy(
     decay = links.add_decayed_weights(weight_decay, mask)
 
     def init(params: optax.Params) -> ProdigyState:
-        numbers = [jnp.zeros((), float) for _ in range(3)]
+        numbers = _distance.numbers(3)
         zeros = [optax.tree.zeros_like(links.widen(params)) for _ in range(4)]
         zeros[2:] = (_every(tree, slice_p) for tree in zeros[2:])
         count = jnp.zeros((), jnp.int32)
@@ -167,7 +166,7 @@ def prodigy(
         sampled = _every(g, slice_p)
         weight = d / d0 * d * (1.0 if safeguard_warmup else eta)
         s = jax.tree.map(lambda s, g: root * s + weight * g, state.s, sampled)
-        size = links.inner_product(jax.tree.map(jnp.sign, s), s)
+        size = _distance.absolute_sum(s)
         progress = links.inner_product(sampled, state.displacement)
         numerator = root * state.numerator - d / d0 * d * eta * progress
         h = d_coef * numerator / size
@@ -181,14 +180,11 @@ def prodigy(
             u, _ = decay.update(u, decay.init(x), x)
         # All is zero before the first gradient, and a NaN is not.
         moves = (size != 0) & (eta != 0)
-        u = jax.tree.map(lambda u: jnp.where(moves, -(d * eta) * u, 0), u)
-        way = jax.tree.map(jnp.add, state.displacement, _every(u, slice_p))
+        u = jax.tree.map(lambda u: d * eta * u, u)
+        way = jax.tree.map(jnp.subtract, state.displacement, _every(u, slice_p))
         new = ProdigyState(t, *numbers, mu, nu, s, way, rate)
-        new = jax.tree.map(
-            lambda new, old: jnp.where(moves, new, old).astype(old.dtype), new, state
-        )
-        out = jax.tree.map(lambda u, g: u.astype(g.dtype), u, updates)
-        return out, new._replace(rate=rate)
+        new = _distance.held(moves, new, state)._replace(rate=rate)
+        return _distance.steps(moves, u, updates), new
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -203,10 +199,10 @@ def _grown(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns d, its largest estimate and the numerator; h may be no number."""
     sound = jnp.isfinite(h)
+    numerator = jnp.where(sound, numerator, state.numerator)
     h = jnp.where(sound, h, 0)
     d_max = jnp.maximum(jnp.maximum(state.d_max, d0), h)
     d = jnp.where(d == d0, jnp.maximum(d, h), d)
-    numerator = jnp.where(sound, numerator, state.numerator)
     return jnp.minimum(d_max, d * growth_rate), d_max, numerator
 
 

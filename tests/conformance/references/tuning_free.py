@@ -43,6 +43,26 @@ def prodigy(h):
     return one_vector(step)
 
 
+def dadapt_adam(h):
+    """The authors' code with its defaults; decay is decoupled or in the gradient."""
+    b1, b2, q, decay = h["b1"], h["b2"], np.sqrt(h["b2"]), h["weight_decay"]
+
+    def step(x, g, memory):
+        m, v, s, r, d, k = memory or (0.0, 0.0, 0.0, 0.0, h["d0"], 1)
+        g = g if h["decoupled"] else g + decay * x
+        bias = np.sqrt(1 - b2**k) / (1 - b1**k) if h["bias_correction"] else 1.0
+        dlr = d * h["learning_rate"] * bias
+        r = q * r + (1 - q) * dlr * np.sum(g * s / (np.sqrt(v) + h["eps"]))
+        m, v = b1 * m + (1 - b1) * dlr * g, b2 * v + (1 - b2) * g * g
+        s = q * s + (1 - q) * dlr * g
+        estimate = r / ((1 - q) * np.abs(s).sum())
+        d = max(d, min(estimate, d * h["growth_rate"]))
+        x = x * (1 - decay * dlr) if h["decoupled"] else x
+        return x - m / (np.sqrt(v) + h["eps"]), (m, v, s, r, d, k + 1)
+
+    return one_vector(step)
+
+
 def schedule_free(direction):
     """The paper's three sequences; direction(g, t, v, h) -> (u, v)."""
 
@@ -71,6 +91,7 @@ def over_rms(g, t, v, h):
 
 
 REFERENCES = {
+    "dadapt_adam": dadapt_adam,
     "prodigy": prodigy,
     "schedule_free_adamw": schedule_free(over_rms),
     "schedule_free_sgd": schedule_free(lambda g, t, v, h: (g, v)),

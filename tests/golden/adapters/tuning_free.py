@@ -38,6 +38,27 @@ def prodigy(values: Settings, case: Case) -> Trajectory:
     )
 
 
+def dadapt_adam(values: Settings, case: Case) -> Trajectory:
+    """DAdaptAdam of dadaptation."""
+    del case
+    values.idle("fsdp_in_use", because="one device holds everything")
+    values.idle("log_every", because="it prints")
+    b1, b2 = values.take("betas", (0.9, 0.999))
+    return Trajectory(
+        optimizers.dadapt_adam(
+            values.take("lr", 1.0),
+            b1=b1,
+            b2=b2,
+            eps=values.take("eps", 1e-8),
+            weight_decay=values.take("weight_decay", 0.0),
+            decoupled=values.take("decouple", False),
+            bias_correction=values.take("use_bias_correction", False),
+            d0=values.take("d0", 1e-6),
+            growth_rate=float(values.take("growth_rate", "inf")),
+        )
+    )
+
+
 def schedule_free_adamw(values: Settings, case: Case) -> "Averaged":
     """AdamW of schedulefree."""
     del case
@@ -107,6 +128,7 @@ def _shown(tx: Any, name: str) -> optax.GradientTransformation:
 
 
 ADAPTERS = {
+    "dadaptation.DAdaptAdam": dadapt_adam,
     "prodigyopt.Prodigy": prodigy,
     "schedulefree.AdamWScheduleFree": schedule_free_adamw,
     "schedulefree.SGDScheduleFree": schedule_free_sgd,

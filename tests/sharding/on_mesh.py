@@ -68,7 +68,9 @@ def require_placed(tree, shardings):
 
 
 ROWS = {
-    row.name: row for room in ("optimizers", "wrappers") for row in catalog.rows(room)
+    row.name: row.whole()
+    for room in ("optimizers", "wrappers")
+    for row in catalog.rows(room)
 }
 EVERY_ROW = pytest.mark.parametrize("name", ROWS)
 RUN_EVERY_TIME = ("adamw", "muon")
@@ -82,7 +84,7 @@ ROWS_TO_RUN = pytest.mark.parametrize(
 
 
 def built(name, mesh):
-    row = ROWS[name].whole()
+    row = ROWS[name]
     changes = row.on_mesh(mesh, AXES) if row.on_mesh else {}
     return row.build(**{**row.defaults, **changes})
 

@@ -29,6 +29,8 @@ SLOPES = {
     "natural_galore": 10_000,
     "riemannian_sgd": 10,
     **dict.fromkeys(("mkor", "mkor_h", "mfac", "adahessian"), 100),
+    # By the length of the weights over that of a step.
+    "normalize_and_project": 10,
 }
 
 

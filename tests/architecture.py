@@ -52,6 +52,7 @@ SHARED_FILES = {
     "inspection": ("_traced", "_temporaries", "_step"),
     "links": ("_arrays", "_channels", "_leaves", "_ranges", "_rate"),
     "optimizers": (
+        "_distance",
         "_muon",
         "_scale",
         "_subspace",

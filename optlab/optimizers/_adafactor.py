@@ -253,12 +253,12 @@ def adafactor(
 
     Source:
       N. Shazeer, M. Stern, "Adafactor: adaptive learning rates with sublinear memory
-      cost", 2018, arXiv:1804.04235, algorithms 4 and 5, with their defaults. Differs
-      from `optax.adafactor` (0.2.8): rows and columns are those of the layer, where
-      Optax takes the two largest axes of a leaf (of an attention kernel one head axis,
-      of a deep stack its layers); each matrix of a stack has its own bound and
-      scale; small matrices are factored; gradients whose squares overflow, 1e30, give
-      numbers; decay is multiplied by the rate, which comes after b1.
+      cost", 2018, arXiv:1804.04235, algorithms 4 to 6. Differs from `optax.adafactor`
+      (0.2.8): rows and columns are those of the layer, where Optax takes the two
+      largest axes of a leaf (of an attention kernel one axis of the heads, of a deep
+      stack its layers); each matrix of a stack has its own bound and scale; small
+      matrices are factored too; gradients whose squares overflow leave numbers; decay
+      is multiplied by the rate, which comes after b1.
     """
     core = scale_by_adafactor(
         decay_power=decay_power,

@@ -46,7 +46,7 @@ def ademamix(
       b2: Decay of the mean square, in [0, 1).
       b3: Decay of the slow mean, in [0, 1): 0.9999 is a memory of 10,000 steps; shorter
         runs want 0.999.
-      alpha: Weight of the slow mean; the paper uses 4 to 10.
+      alpha: Weight of the slow mean.
       alpha_warmup_steps: Steps until alpha is reached; None for alpha at once.
       b3_warmup_steps: Steps until b3 is reached; None for b3 at once.
       eps: Added to the root, in units of the gradient.

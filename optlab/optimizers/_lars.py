@@ -64,10 +64,11 @@ def lars(
 
     Source:
       You, Gitman, Ginsburg, "Large batch training of convolutional networks", 2017,
-      arXiv:1708.03888, equation 6. Differs from it: the rate comes after the momentum,
-      which is another method only while a schedule moves. Differs from `optax.lars`
-      (0.2.8), which divides by ||g + d w||, has the rate before the momentum, and takes
-      a leaf for a layer, so that layers in one stack share a rate.
+      arXiv:1708.03888, the local rate with weight decay. Differs from it: the rate
+      comes after the momentum, which is another method only while a schedule moves.
+      Differs from `optax.lars` (0.2.8), which divides by ||g + d w||, has the rate
+      before the momentum, and takes a leaf for a layer, so that layers in one stack
+      share a rate.
     """
     links.require_decays("lars", momentum=momentum)
     links.require_nonnegative("lars", trust_coefficient=trust_coefficient)

@@ -42,7 +42,7 @@ def scale_by_radam(
     Args:
       b1: Decay of the mean, in [0, 1).
       b2: Decay of the mean square, in (0, 1); with 0.999 step 6 is the first that
-        divides. Below 2/3 none ever does.
+        divides, with 2/3 or less none ever does.
       eps: Added to the root before its bias is corrected, in units of the gradient.
       sgd_start: Whether updates are the mean gradient until then; False: zero.
 

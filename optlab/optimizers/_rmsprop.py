@@ -151,10 +151,11 @@ def rmsprop(
 
     Source:
       T. Tieleman, G. Hinton, "Neural networks for machine learning", lecture 6.5, 2012;
-      centered: A. Graves, 2013, arXiv:1308.0850, equations 38 to 40. Differs from
-      `optax.rmsprop` (0.2.8), which adds eps inside the root, applies the rate before
-      the momentum, and whose centered form takes the root of a difference: with equal
-      gradients in every step it is not a number after some 130 of them.
+      centered: A. Graves, 2013, arXiv:1308.0850, section 4.2, whose eps is inside the
+      root; the place of eps here is PyTorch's. Differs from `optax.rmsprop` (0.2.8),
+      which adds eps inside the root, applies the rate before the momentum, and whose
+      centered form takes the root of a difference: with equal gradients in every step
+      it is not a number after some 130 of them.
     """
     core = scale_by_rmsprop(b2=b2, eps=eps, centered=centered)
     if momentum is not None:

@@ -116,8 +116,8 @@ def yogi(
         w_t = w_{t-1} - eta_t (u_t + weight_decay w_{t-1})
 
     Args:
-      learning_rate: Rate eta: a number, a scalar array or a schedule; the paper uses
-        1e-2 where Adam would have 1e-3.
+      learning_rate: Rate eta: a number, a scalar array or a schedule; TensorFlow
+        Addons has 1e-2, ten times Adam's.
       b1: Decay of the mean, in [0, 1).
       b2: 1 minus the step of the mean square, in [0, 1).
       eps: Added to the root, in units of the gradient; far larger than Adam's.

@@ -45,7 +45,7 @@ def ademamix(h):
 
 
 def adopt(h):
-    """Algorithm 2, whose first gradient is that of t = 0."""
+    """With clipping; the first gradient is that of t = 0."""
     b1, b2, eta = h["b1"], h["b2"], h["learning_rate"]
 
     def step(p, g, t, memory):
@@ -80,7 +80,7 @@ def radam(h):
 
 
 def rmsprop(h):
-    """Graves, equations 38 to 40; with decoupled decay."""
+    """Graves, with the root's eps outside, and decoupled decay."""
     b2 = h["b2"]
 
     def step(p, g, t, memory):

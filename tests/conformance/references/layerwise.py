@@ -23,7 +23,7 @@ def lamb(h):
 
 
 def lars(h):
-    """Equation 6; a leaf that is no matrix is vectors on its last axis."""
+    """With decay in the rate; leaves without a view are vectors on their last axis."""
     eta, d = h["learning_rate"], h["weight_decay"]
 
     def step(p, g, t, memory, axis=None):
@@ -71,7 +71,7 @@ def adafactor(h):
 
 
 def novograd(h):
-    """Algorithm 1; a leaf that is no matrix is vectors on its last axis."""
+    """Algorithm 1; leaves without a view are vectors on their last axis."""
     b2 = h["b2"]
 
     def step(p, g, t, memory, axis=None):

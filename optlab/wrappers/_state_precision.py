@@ -51,7 +51,8 @@ def state_precision(
     Rounded up or down by chance it moves as it should on average.
 
     The draws cost time: on two CPU cores a step of Adam over 2 million entries takes
-    7 ms, in bfloat16 with chance 76 and in eight bits 94; to the nearest value 3 and 12.
+    7 ms, in bfloat16 with chance 76 and in eight bits 94. Rounding to the nearest value
+    takes 3 ms and 12.
 
     Averages take this well: after 300 steps on an ill-conditioned quadratic the losses
     of AdamW, Adan and Muon are within 2% of those with the whole state. Eigenbases and

@@ -38,7 +38,7 @@ def stochastic_rounding(
     so that the mean of `optax.apply_updates(p, u)` is q: no copy of the parameters in
     float32 is needed. a and b are the values of bfloat16 next to q. Only if p moves by
     more than half of its size there may be none of bfloat16's u that leads to these;
-    then a and b are the nearest found that can be reached.
+    then a and b are values not much farther off that can be reached.
 
     Put it around the whole optimizer, with rate and decay: nothing may scale u after
     it, and u is for the very parameters that were given. Other dtypes pass unchanged.

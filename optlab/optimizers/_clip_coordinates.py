@@ -1,7 +1,6 @@
 """Coordinate-wise clipping: the largest entries come down to the next one."""
 
 import fractions
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from optlab import links, trees
 
 WHO = "clip_coordinates"
 SCOPES = ("leaf", "tree")
-# Entries are counted in 32 bits.
+# Entries of a leaf are counted in 32 bits.
 MOST = 2**32 - 1
 
 
@@ -56,8 +55,8 @@ def clip_coordinates(
       small or zero and little of the leaf is left: mask it.
 
     Raises:
-      ValueError: If fraction or threshold is out of range, or both are given, or there
-        are more than 2^32 entries to be counted together.
+      ValueError: If fraction or threshold is out of range, or both are given, or a leaf
+        has 2^32 entries or more.
       TypeError: If fraction is no number: it decides how many entries are counted.
 
     Example:
@@ -91,7 +90,7 @@ def clip_coordinates(
         if threshold is not None:
             limits: list[Any] = [threshold] * len(leaves)
         elif per == "tree":
-            limits = _limits_of_tree(leaves, share)
+            limits = _limits_of_tree(updates, share)
         else:
             limits = _limits_of_leaves(updates, share)
         return structure.unflatten(map(_clipped, leaves, limits)), state
@@ -138,83 +137,76 @@ def _clipped(x: jax.Array, limit: Any) -> jax.Array:
 def _limits_of_leaves(tree: Any, share: fractions.Fraction) -> list[Any]:
     """Finds the threshold of each leaf, None for one of which nothing is clipped."""
     leaves = jax.tree.leaves(tree)
-    limits: list[Any] = [None] * len(leaves)
-    for path, x in jax.tree_util.tree_leaves_with_path(tree):
-        if x.size > MOST:
-            raise ValueError(
-                f"{WHO}: leaf {trees.path_string(path)!r} has {x.size} entries, more"
-                f" than {MOST}, which are counted at most; give a threshold"
-            )
-    groups = {
-        kind: (int(share * kind.size), members)
-        for kind, members in _alike(leaves).items()
-        if int(share * kind.size)
-    }
-    stacks = _patterns([[leaves[i] for i in group] for _, group in groups.values()])
+    most = [int(share * x.size) for x in leaves]
+    groups = _alike([x if k else None for x, k in zip(leaves, most, strict=True)])
+    stacks = _patterns(tree, groups)
 
     def enough(tried: list[jax.Array]) -> list[jax.Array]:
-        counts = [
-            _count(x, t.reshape(-1, *(1,) * (x.ndim - 1)), tuple(range(1, x.ndim)))
-            for x, t in zip(stacks, tried, strict=True)
+        return [
+            _counts(x, t) > most[group[0]]
+            for x, t, group in zip(stacks, tried, groups, strict=True)
         ]
-        return [n > k for n, (k, _) in zip(counts, groups.values(), strict=True)]
 
     found = _largest(enough, [jnp.zeros(x.shape[:1], x.dtype) for x in stacks])
-    for (_, members), limit in zip(groups.values(), found, strict=True):
-        for place, index in enumerate(members):
+    limits: list[Any] = [None] * len(leaves)
+    for group, limit in zip(groups, found, strict=True):
+        for place, index in enumerate(group):
             limits[index] = limit[place]
     return limits
 
 
-def _limits_of_tree(leaves: list[jax.Array], share: fractions.Fraction) -> list[Any]:
+def _limits_of_tree(tree: Any, share: fractions.Fraction) -> list[Any]:
     """Finds the threshold of all leaves together."""
+    leaves = jax.tree.leaves(tree)
     most = int(share * sum(x.size for x in leaves))
-    if most >= MOST:
-        raise ValueError(
-            f"{WHO}: {most} entries are to be clipped, more than {MOST}, which are"
-            " counted at most; give a threshold, or per='leaf'"
-        )
     if not most:
         return [None] * len(leaves)
-    groups = _alike([x for x in leaves if x.size])
-    full = [x for x in leaves if x.size]
-    stacks = _patterns([[full[i] for i in group] for group in groups.values()])
+    stacks = _patterns(tree, _alike([x if x.size else None for x in leaves]))
 
     def enough(tried: list[jax.Array]) -> list[jax.Array]:
-        counts = [_count(x, tried[0], None) for x in stacks]
-        return [functools.reduce(_add, counts) > most]
+        counts = [_counts(x, tried[0]) for x in stacks]
+        return [_more_than(most, jnp.concatenate(counts))]
 
-    found = _largest(enough, [jnp.zeros((), stacks[0].dtype)])
-    return found * len(leaves)
+    return _largest(enough, [jnp.zeros((), stacks[0].dtype)]) * len(leaves)
 
 
-def _alike(leaves: list[jax.Array]) -> dict[Any, list[int]]:
+def _more_than(most: int, counts: jax.Array) -> jax.Array:
+    """Tells whether counts add up to more than a number, which may have 48 bits."""
+    high, low = (jnp.sum(x, dtype=jnp.uint32) for x in (counts >> 16, counts & 0xFFFF))
+    high, low = high + (low >> 16), low & 0xFFFF
+    return (high > most >> 16) | ((high == most >> 16) & (low > (most & 0xFFFF)))
+
+
+def _alike(leaves: list[Any]) -> list[list[int]]:
     """Groups leaves of one kind: on a mesh their counts travel in one piece."""
     groups: dict[Any, list[int]] = {}
     for index, leaf in enumerate(leaves):
-        groups.setdefault(jax.typeof(leaf), []).append(index)
-    return groups
+        if leaf is not None:
+            groups.setdefault(jax.typeof(leaf), []).append(index)
+    return list(groups.values())
 
 
-def _patterns(groups: list[list[jax.Array]]) -> list[jax.Array]:
+def _patterns(tree: Any, groups: list[list[int]]) -> list[jax.Array]:
     """Reads |x| as integers, which are in the order of the numbers, NaN the last."""
-    if not groups:
-        return []
-    wide = jnp.result_type(jnp.float32, *(group[0].dtype for group in groups))
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    for path, x in leaves:
+        if x.size > MOST:
+            raise ValueError(
+                f"{WHO}: leaf {trees.path_string(path)!r} has {x.size} entries, more"
+                f" than the {MOST} that can be counted; give a threshold, or mask it"
+            )
+    stacks = [jnp.stack([leaves[index][1] for index in group]) for group in groups]
+    wide = jnp.result_type(jnp.float32, *(x.dtype for x in stacks))
     words = jnp.dtype(f"uint{8 * wide.itemsize}")
     return [
-        jax.lax.bitcast_convert_type(jnp.abs(jnp.stack(group).astype(wide)), words)
-        for group in groups
+        jax.lax.bitcast_convert_type(jnp.abs(x.astype(wide)), words) for x in stacks
     ]
 
 
-def _count(x: jax.Array, least: jax.Array, axes: Any) -> jax.Array:
-    return jnp.sum(x >= least, axes, dtype=jnp.uint32)
-
-
-def _add(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Adds counts that stop at the largest one."""
-    return jnp.where(a + b < a, jnp.uint32(MOST), a + b)
+def _counts(x: jax.Array, least: jax.Array) -> jax.Array:
+    """Counts, in each row of a stack, the entries from a pattern on."""
+    least = least.reshape(-1, *(1,) * (x.ndim - 1))
+    return jnp.sum(x >= least, tuple(range(1, x.ndim)), dtype=jnp.uint32)
 
 
 def _largest(

@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optlab import optimizers, sharding
+from optlab.optimizers import _clip_coordinates as clip
 from tests.optimizers import trajectories
 
 G = jnp.array([0.1, -5.0, 0.3, -0.2, 2.0])
@@ -137,8 +138,8 @@ def test_on_a_mesh_entries_are_those_of_one_device_and_counts_are_all_that_is_se
                 )
             found = sharding.collectives(step, cut)
         kinds.append(found.counts)
-        # At each of the 31 bits four bytes a leaf and four for the tree, round a ring.
-        assert found.bytes <= 2 * 31 * 4 * (layers + 1)
+        # At each of the 31 bits four bytes a leaf, twice round a ring, in both scopes.
+        assert found.bytes <= 2 * 2 * 31 * 4 * layers
         assert found.counts.keys() == {"all_reduce"}
     assert kinds[0] == kinds[1]
 
@@ -163,9 +164,16 @@ def test_what_makes_no_sense_is_refused_by_name(given, error, said):
 
 def test_more_entries_than_can_be_counted_are_refused():
     huge = {"w": jax.ShapeDtypeStruct((2**20, 2**13), jnp.bfloat16)}
-    for per, said in (
-        ("leaf", "leaf 'w' has 8589934592 ent"),
-        ("tree", "5153960755 e"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            jax.eval_shape(lambda g, per=per: clipped(g, 0.6, per=per), huge)
+    for per in ("leaf", "tree"):
+        tx = optimizers.clip_coordinates(0.6, per=per)
+        with pytest.raises(
+            ValueError, match="leaf 'w' has 8589934592 entries, more tha"
+        ):
+            jax.eval_shape(tx.update, huge, optax.EmptyState())
+
+
+def test_counts_of_a_tree_may_have_more_than_32_bits():
+    counts = jnp.array([2**32 - 1, 2**32 - 1, 3], jnp.uint32)
+    total = 2**33 + 1
+    for most in (0, 2**16 - 1, 2**32 - 1, 2**32 + 5, total - 1, total, total + 1):
+        assert bool(clip._more_than(most, counts)) == (total > most)

@@ -49,6 +49,19 @@ ROWS = (
         static=("bias_correction", "decoupled", "mask"),
     ),
     Row(
+        "dadapt_sgd",
+        optimizers.dadapt_sgd,
+        "optimizers",
+        "tuning free",
+        _DADAPTATION,
+        defaults={"learning_rate": _FACTOR, "momentum": 0.9},
+        static=("mask",),
+        exempt={
+            "nonfinite_stays_in_its_leaf": "the first gradient's norm, which divides"
+            " all steps, is that of the whole tree"
+        },
+    ),
+    Row(
         "schedule_free_sgd",
         optimizers.schedule_free_sgd,
         "optimizers",

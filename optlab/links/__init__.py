@@ -4,6 +4,7 @@ from optlab.links._arrays import in_float32 as in_float32
 from optlab.links._arrays import inner_product as inner_product
 from optlab.links._arrays import norm_over as norm_over
 from optlab.links._arrays import settled as settled
+from optlab.links._arrays import tree_norm as tree_norm
 from optlab.links._arrays import widen as widen
 from optlab.links._channels import channel_axes as channel_axes
 from optlab.links._channels import reduce_alike as reduce_alike

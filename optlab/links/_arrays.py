@@ -151,3 +151,27 @@ def norm_over(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     largest = jnp.max(jnp.abs(x), axes, keepdims=True, initial=0.0)
     unit = x / jnp.where(largest == 0, 1, largest)
     return largest * jnp.sqrt(jnp.sum(unit * unit, axes, keepdims=True))
+
+
+def tree_norm(tree: Any) -> jax.Array:
+    """Measures the norm over all leaves; squares of large entries do not overflow.
+
+    Args:
+      tree: Tree of arrays; of no entries the norm is 0.
+
+    Returns:
+      The Euclidean norm, shape (), float32 or wider.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optlab import links
+      >>> print(links.tree_norm({"w": jnp.array([3e30]), "b": jnp.array([4e30])}))
+      5e+30
+
+    Source:
+      Written for this library.
+    """
+    leaves = [x for x in jax.tree.leaves(widen(tree)) if x.size] or [jnp.zeros(1)]
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in leaves]))
+    unit = jnp.where(largest == 0, 1, largest)
+    return largest * optax.tree.norm(jax.tree.map(lambda x: x / unit, leaves))

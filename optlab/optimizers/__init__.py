@@ -38,6 +38,8 @@ from optlab.optimizers._centralize_gradients import (
 from optlab.optimizers._clip_coordinates import clip_coordinates as clip_coordinates
 from optlab.optimizers._dadapt_adam import DadaptAdamState as DadaptAdamState
 from optlab.optimizers._dadapt_adam import dadapt_adam as dadapt_adam
+from optlab.optimizers._dadapt_sgd import DadaptSgdState as DadaptSgdState
+from optlab.optimizers._dadapt_sgd import dadapt_sgd as dadapt_sgd
 from optlab.optimizers._diffgrad import ScaleByDiffgradState as ScaleByDiffgradState
 from optlab.optimizers._diffgrad import diffgrad as diffgrad
 from optlab.optimizers._diffgrad import scale_by_diffgrad as scale_by_diffgrad

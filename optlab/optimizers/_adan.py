@@ -97,7 +97,7 @@ def scale_by_adan(
         c1, c2, c3 = 1 - b1**t, 1 - b2**t, 1 - b3**t
         factor = 1.0
         if max_grad_norm is not None:
-            factor = jnp.minimum(1.0, max_grad_norm / (_norm(updates) + eps))
+            factor = jnp.minimum(1.0, max_grad_norm / (links.tree_norm(updates) + eps))
 
         def rule(g: jax.Array, m: Any, v: Any, n: Any, previous: Any) -> Any:
             g = factor * g
@@ -112,17 +112,6 @@ def scale_by_adan(
         return out, ScaleByAdanState(t, *buffers)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _norm(tree: Any) -> jax.Array:
-    """The norm of a tree; the largest entry is divided out, or 1e30 overflows."""
-    leaves = [x for x in jax.tree.leaves(links.widen(tree)) if x.size]
-    if not leaves:
-        return jnp.zeros((), float)
-    largest = jnp.stack([jnp.max(jnp.abs(x)) for x in leaves]).max()
-    largest = jnp.where(largest == 0, 1.0, largest)
-    squares = jnp.stack([jnp.sum((x / largest) ** 2) for x in leaves])
-    return largest * jnp.sqrt(jnp.sum(squares))
 
 
 def restart_adan(state: Any) -> Any:

@@ -120,7 +120,7 @@ def scale_by_mfac(
         state = jax.tree.map(jnp.asarray, state)  # restored ones may be NumPy's
         row = state.count % window
         grads = links.widen(updates)
-        norm = _norm(grads).astype(state.norms.dtype)
+        norm = links.tree_norm(grads).astype(state.norms.dtype)
         unit = jax.tree.map(lambda g: g / jnp.where(norm == 0, 1, norm), grads)
         if flat:
             unit = jax.tree.map(jnp.ravel, unit)
@@ -149,14 +149,6 @@ def _averaged(b1: float | jax.Array | None, averages: Any, tree: Any) -> Any:
         lambda v, u: b1 * v.astype(u.dtype) + (1 - b1) * u, averages, tree
     )
     return new, jax.tree.map(lambda u, v: u.astype(v.dtype), new, averages)
-
-
-def _norm(tree: Any) -> jax.Array:
-    """The norm over all leaves, also where squares would leave the range of floats."""
-    leaves = [x for x in jax.tree.leaves(tree) if x.size] or [jnp.zeros(1)]
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in leaves]))
-    unit = jnp.where(largest == 0, 1, largest)
-    return largest * optax.tree.norm(jax.tree.map(lambda x: x / unit, leaves))
 
 
 def _products(window: jax.Array, row: jax.Array) -> jax.Array:

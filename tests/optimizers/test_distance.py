@@ -114,6 +114,8 @@ FORTY = [
         optimizers.dadapt_adam,
         {"bias_correction": True, "decoupled": True, "weight_decay": 0.1},
     ),
+    (optimizers.dadapt_sgd, {"growth_rate": 2.0, "weight_decay": 0.1}),
+    (optimizers.dadapt_sgd, {"momentum": 0.9, "learning_rate": 0.5, "d0": 1e-4}),
 ]
 
 

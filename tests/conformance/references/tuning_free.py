@@ -63,6 +63,21 @@ def dadapt_adam(h):
     return one_vector(step)
 
 
+def dadapt_sgd(h):
+    """The authors' code: a mean of the sequence x_0 - s; decay is in the norm."""
+
+    def step(x, g, memory):
+        g = g + h["weight_decay"] * x
+        x0, s, r, d, norm = memory or (x, 0.0 * x, 0.0, h["d0"], np.linalg.norm(g))
+        dlr = d * h["learning_rate"] / norm
+        r, s = r + dlr * (g @ s), s + dlr * g
+        d = max(d, min(2 * r / np.linalg.norm(s), d * h["growth_rate"]))
+        x = h["momentum"] * x + (1 - h["momentum"]) * (x0 - s)
+        return x, (x0, s, r, d, norm)
+
+    return one_vector(step)
+
+
 def schedule_free(direction):
     """The paper's three sequences; direction(g, t, v, h) -> (u, v)."""
 
@@ -92,6 +107,7 @@ def over_rms(g, t, v, h):
 
 REFERENCES = {
     "dadapt_adam": dadapt_adam,
+    "dadapt_sgd": dadapt_sgd,
     "prodigy": prodigy,
     "schedule_free_adamw": schedule_free(over_rms),
     "schedule_free_sgd": schedule_free(lambda g, t, v, h: (g, v)),

@@ -15,12 +15,12 @@ class ScaleByNovogradState(NamedTuple):
 
     Attributes:
       count: Updates applied so far, shape (), int32.
-      square: For each leaf the mean squared norm of its layers: shaped like the leaf
-        with 1 in place of a layer's own axes; float32 or wider.
+      length: For each leaf the root mean square norm of its layers: shaped like the
+        leaf with 1 in place of a layer's own axes; float32 or wider.
     """
 
     count: jax.Array
-    square: Any
+    length: Any
 
 
 def scale_by_novograd(
@@ -41,8 +41,8 @@ def scale_by_novograd(
         of a stack is a layer; leaves without a view are vectors on their last axis.
 
     Returns:
-      A transformation without learning rate and sign. Squares beyond float32 count as
-      the largest that it holds.
+      A transformation without learning rate and sign. It keeps sqrt(v), so that squares
+      do not overflow.
 
     Raises:
       ValueError: If the decay is outside [0, 1) or eps is negative.
@@ -63,17 +63,13 @@ def scale_by_novograd(
     links.require_decays(who, b2=b2)
     links.require_nonnegative(who, eps=eps)
 
-    def squares(tree: Any) -> list[jax.Array]:
+    def lengths(tree: Any) -> list[jax.Array]:
         axes = links.layer_axes(tree, views, vectors=True)
         pairs = zip(jax.tree.leaves(links.widen(tree)), axes, strict=True)
-        norms = [links.norm_over(x, own or ()) for x, own in pairs]
-        return [
-            links.settled(jnp.minimum(norm * norm, jnp.finfo(norm.dtype).max))
-            for norm in norms
-        ]
+        return [links.settled(links.norm_over(x, own or ())) for x, own in pairs]
 
     def init(params: optax.Params) -> ScaleByNovogradState:
-        zeros = tuple(squares(jax.tree.map(jnp.zeros_like, links.widen(params))))
+        zeros = tuple(lengths(jax.tree.map(jnp.zeros_like, links.widen(params))))
         # An array in place of none: Optax asks so what is not shaped like parameters.
         return ScaleByNovogradState(jnp.zeros((), jnp.int32), zeros or jnp.zeros(()))
 
@@ -89,10 +85,10 @@ def scale_by_novograd(
             return updates, state
         keep = jnp.where(state.count == 0, 0.0, b2)
         out, means = [], []
-        for g, old, new in zip(leaves, state.square, squares(updates), strict=True):
-            mean = (keep * old + (1 - keep) * new).astype(old.dtype)
-            means.append(links.settled(mean))
-            out.append((links.widen(g) / (jnp.sqrt(mean) + eps)).astype(g.dtype))
+        for g, old, new in zip(leaves, state.length, lengths(updates), strict=True):
+            mean = jnp.hypot(jnp.sqrt(keep) * old, jnp.sqrt(1 - keep) * new)
+            means.append(links.settled(mean.astype(old.dtype)))
+            out.append((links.widen(g) / (means[-1] + eps)).astype(g.dtype))
         count = jnp.asarray(optax.safe_increment(state.count))
         return structure.unflatten(out), ScaleByNovogradState(count, tuple(means))
 

@@ -1,5 +1,6 @@
 """What optimizers of every family share: links for rate, decay, precision and rest."""
 
+from optlab.links._after import after as after
 from optlab.links._arrays import in_float32 as in_float32
 from optlab.links._arrays import inner_product as inner_product
 from optlab.links._arrays import norm_over as norm_over

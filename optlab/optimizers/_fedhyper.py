@@ -96,6 +96,7 @@ def scale_by_fedhyper(
         slope = links.inner_product(m, g, normalize=normalize)
         h = jnp.where(jnp.isfinite(slope), jnp.clip(h + slope, low, high), h)
         h = h.astype(state.correction.dtype)
+        g = links.after(g, h)
         if momentum is not None:
             m = jax.tree.map(lambda m, g: (g + momentum * m).astype(m.dtype), m, g)
             wide = jax.tree.map(lambda m, g: g + h * m, m, g)

@@ -119,6 +119,8 @@ def hypergradient(
         unit = old if rule == "multiplicative" else 1.0
         moved = jnp.clip(old + hyper_learning_rate * unit * slope, *bounds)
         rate = jnp.where(jnp.isfinite(slope), moved, old).astype(old.dtype)
+        # The new direction is written where the old one was: no copy of that is kept.
+        gradient = links.after(gradient, rate)
         direction, inner_state = inner.update(
             gradient, state.inner_state, links.widen(params), **extra_args
         )

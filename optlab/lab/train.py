@@ -122,7 +122,7 @@ def train(
         if mesh is not None:
             stack.enter_context(jax.set_mesh(mesh))
         graphdef, state = _initial_state(model, tx, where)
-        folder, saved = None, None
+        folder, saved, pinned = None, None, where.pinned(state)
         if out is not None:
             folder = pathlib.Path(out)
             facts: dict[str, Any] = {"workload": workload.name, "chain": label}
@@ -134,9 +134,7 @@ def train(
         run = _Run(
             workload=workload,
             where=where,
-            functions=_compiled(
-                graphdef, workload.loss, where.pinned(state), eval_params
-            ),
+            functions=_compiled(graphdef, workload.loss, pinned, eval_params),
             seed=seed,
             steps=steps,
             eval_every=eval_every,

@@ -174,8 +174,7 @@ def sparse_finetuning(
         gradients = links.widen(updates)
         if ranked:
             draw = jax.random.fold_in(state.key, state.count)
-            sparse = _where(trained, weights, 0.0)
-            pulls = _pull_on_one(sparse, views, min_side, polar, draw)
+            pulls = _pull_on_one(trained, weights, views, min_side, polar, draw)
             gradients = jax.tree.map(
                 lambda g, pull: g if pull is None else g + lambda_rank * pull,
                 gradients,
@@ -205,28 +204,40 @@ def _nuclear_subgradient(x: jax.Array) -> jax.Array:
 
 
 def _pull_on_one(
-    tree: Any, views: Any, min_side: int, polar: Callable[..., Any], key: jax.Array
+    trained: Any,
+    weights: Any,
+    views: Any,
+    min_side: int,
+    polar: Callable[..., Any],
+    key: jax.Array,
 ) -> Any:
     """Draws a matrix: its U V^T, zeros for all others, None for what is never drawn."""
-    found = views(tree) if callable(views) else views
+    found = views(weights) if callable(views) else views
     known = {
         trees.path_string(path): view
         for path, view in jax.tree_util.tree_leaves_with_path(found)
     }
 
-    def eligible(path: Any, x: jax.Array) -> jax.Array | None:
+    def sparse(path: Any, m: jax.Array, x: jax.Array) -> jax.Array | None:
         view = known.get(trees.path_string(path))
         if view is None or not x.size:
             return None
         sides = [
             math.prod(x.shape[a] for a in s) for s in (view.reduction, view.output)
         ]
-        return x if min(sides) > min_side else None
+        return jnp.where(m, x, 0) if min(sides) > min_side else None
 
-    drawn = jax.tree_util.tree_map_with_path(eligible, tree)
-    if not jax.tree.leaves(drawn):
-        return drawn
-    stacks, restore, places = trees.stacks_with_places(WHO, drawn, found, whole=False)
+    def drawn() -> Any:
+        return jax.tree_util.tree_map_with_path(sparse, trained, weights)
+
+    if not jax.tree.leaves(jax.eval_shape(drawn)):
+        return jax.eval_shape(drawn)
+
+    def read() -> Any:
+        return trees.stacks_with_places(WHO, drawn(), found, whole=False)
+
+    # Of these only the shapes are used: what is read is read where it is drawn.
+    stacks, restore, places = read()
     # Matrices are counted shape by shape, so that all meshes draw the same.
     totals: dict[Any, int] = {}
     for stack in stacks:
@@ -235,11 +246,11 @@ def _pull_on_one(
     begins = {s: end - totals[s] for s, end in zip(totals, ends, strict=True)}
     index = jax.random.randint(key, (), 0, sum(totals.values()))
     out = []
-    for stack, place in zip(stacks, places, strict=True):
+    for i, (stack, place) in enumerate(zip(stacks, places, strict=True)):
         hit = jnp.asarray(place + begins[stack.shape[1:]] == index)[:, None, None]
         pull = jax.lax.cond(
             jnp.any(hit),
-            lambda stack=stack, hit=hit: _of_one(stack, hit, polar),
+            lambda i=i, hit=hit: _of_one(read()[0][i], hit, polar),
             lambda stack=stack: jnp.zeros(stack.shape[1:], stack.dtype),
         )
         out.append(jnp.where(hit, pull, jnp.zeros_like(stack)))

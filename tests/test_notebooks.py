@@ -16,6 +16,7 @@ NOTEBOOKS = sorted((pathlib.Path(__file__).parents[1] / "notebooks").glob("*.ipy
 SMALL_BUDGETS = {
     "01_quickstart": "STEPS, SEEDS = 60, 2",
     "02_schedules_and_laws": "STEPS, SEEDS = 200, 8",
+    "03_first_order": "STEPS, SEEDS, OCTAVES, RACERS = 50, 2, 0, 3",
     "04_matrix_optimizers": "STEPS, SEEDS = 60, 2",
     "05_sharding": "LAYERS, D = (2, 4), 16",
 }

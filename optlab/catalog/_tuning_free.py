@@ -62,6 +62,28 @@ ROWS = (
         },
     ),
     Row(
+        "dadapt_adan",
+        optimizers.dadapt_adan,
+        "optimizers",
+        "tuning free",
+        _DADAPTATION,
+        defaults={"learning_rate": _FACTOR},
+        static=("decay_order", "mask"),
+    ),
+    Row(
+        "dadapt_lion",
+        optimizers.dadapt_lion,
+        "optimizers",
+        "tuning free",
+        _DADAPTATION,
+        defaults={"learning_rate": _FACTOR},
+        static=("mask",),
+        exempt={
+            "descends_rosenbrock": "steps are of one size, the estimate's, which never"
+            " falls: they settle only if the factor does"
+        },
+    ),
+    Row(
         "schedule_free_sgd",
         optimizers.schedule_free_sgd,
         "optimizers",

@@ -38,6 +38,10 @@ from optlab.optimizers._centralize_gradients import (
 from optlab.optimizers._clip_coordinates import clip_coordinates as clip_coordinates
 from optlab.optimizers._dadapt_adam import DadaptAdamState as DadaptAdamState
 from optlab.optimizers._dadapt_adam import dadapt_adam as dadapt_adam
+from optlab.optimizers._dadapt_adan import DadaptAdanState as DadaptAdanState
+from optlab.optimizers._dadapt_adan import dadapt_adan as dadapt_adan
+from optlab.optimizers._dadapt_lion import DadaptLionState as DadaptLionState
+from optlab.optimizers._dadapt_lion import dadapt_lion as dadapt_lion
 from optlab.optimizers._dadapt_sgd import DadaptSgdState as DadaptSgdState
 from optlab.optimizers._dadapt_sgd import dadapt_sgd as dadapt_sgd
 from optlab.optimizers._diffgrad import ScaleByDiffgradState as ScaleByDiffgradState

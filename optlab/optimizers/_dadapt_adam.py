@@ -48,9 +48,9 @@ def dadapt_adam(
 ) -> optax.GradientTransformationExtraArgs:
     """Adam that finds its own learning rate: leave `learning_rate` at 1.
 
-    The rate is d_t eta_t, and d_t a lower bound of how far the solution is from the
-    start. As long as gradients agree with those before, d grows. With q = sqrt(b2),
-    sums over all leaves together,
+    The rate is d_t eta_t, and d_t estimates, in theory from below, how far the solution
+    is from the start. As long as gradients agree with those before, d grows. With
+    q = sqrt(b2), sums over all leaves together,
 
         a = d_t eta_t, times sqrt(1 - b2^t) / (1 - b1^t) if bias_correction
         r_{t+1} = q r_t + (1 - q) a <g_t, s_t / (sqrt(v_t) + eps)>

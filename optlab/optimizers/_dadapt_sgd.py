@@ -44,8 +44,9 @@ def dadapt_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent that finds its own learning rate: leave `learning_rate` at 1.
 
-    The rate is d_t eta_t over the norm G of the first gradient, and d_t a lower bound
-    of how far the solution is from the start. Sums are over all leaves together:
+    The rate is d_t eta_t over the norm G of the first gradient, and d_t estimates, in
+    theory from below, how far the solution is from the start. d never falls, and with
+    momentum may end too large. Sums are over all leaves together:
 
         a = d_t eta_t / G,   g_t with weight_decay x_t in it
         r_{t+1} = r_t + a <g_t, s_t>

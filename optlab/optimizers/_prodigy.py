@@ -56,9 +56,9 @@ def prodigy(
 ) -> optax.GradientTransformationExtraArgs:
     """Adam that finds its own learning rate: leave `learning_rate` at 1.
 
-    The rate is d_t eta_t, and d_t a lower bound of how far the solution is from the
-    start. As long as gradients keep pointing back to the start, d grows: from 1e-6 it
-    takes ten to thirty steps. With x for the parameters, over all leaves together,
+    The rate is d_t eta_t, and d_t estimates, in theory from below, how far the solution
+    is from the start. As long as gradients keep pointing back to the start, d grows:
+    from 1e-6 it takes ten to thirty steps. With x for the parameters, over all leaves,
 
         a = d_t eta_t, times sqrt(1 - b2^t) / (1 - b1^t) if bias_correction
         r_{t+1} = b3 r_t + (d_t / d0) a <g_t, x_0 - x_t>

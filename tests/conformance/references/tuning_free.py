@@ -78,6 +78,42 @@ def dadapt_sgd(h):
     return one_vector(step)
 
 
+def dadapt_adan(h):
+    """The authors' code, with proximal decay."""
+    b1, b2, b3, decay = h["b1"], h["b2"], h["b3"], h["weight_decay"]
+
+    def step(x, g, memory):
+        m, v, n, s, gsq, d, last = memory or (0.0, 0.0, 0.0, 0.0, 0.0, h["d0"], g)
+        dlr, diff = d * h["learning_rate"], g - last
+        m, v = b1 * m + dlr * (1 - b1) * g, b2 * v + dlr * (1 - b2) * diff
+        n = b3 * n + (1 - b3) * (g + b2 * diff) ** 2
+        denom = np.sqrt(n) + h["eps"]
+        s = b3 * s + dlr * (1 - b3) * g
+        gsq = b3 * gsq + np.sum(g * g / denom) * dlr**2 * (1 - b3)
+        estimate = (np.sum(s * s / denom) / (1 - b3) - gsq) / np.abs(s).sum()
+        d = max(d, min(estimate, d * h["growth_rate"]))
+        x = (x - (m + b2 * v) / denom) / (1 + dlr * decay)
+        return x, (m, v, n, s, gsq, d, g)
+
+    return one_vector(step)
+
+
+def dadapt_lion(h):
+    """The authors' code with the momentum of Lion."""
+    b1, b2, q, lr = h["b1"], h["b2"], np.sqrt(h["b2"]), h["learning_rate"]
+
+    def step(x, g, memory):
+        m, s, r, d = memory or (0.0, np.zeros_like(x), 0.0, h["d0"])
+        dlr, u = d * lr, np.sign(b1 * m + (1 - b1) * g)
+        x = x * (1 - dlr * h["weight_decay"]) - dlr * u
+        m, r = b2 * m + (1 - b2) * g, q * r + (1 - q) * dlr * (u @ s)
+        s = q * s + (1 - q) * dlr * u
+        estimate = r / ((1 - q) * np.abs(s).sum())
+        return x, (m, s, r, max(d, min(estimate, d * h["growth_rate"])))
+
+    return one_vector(step)
+
+
 def schedule_free(direction):
     """The paper's three sequences; direction(g, t, v, h) -> (u, v)."""
 
@@ -107,6 +143,8 @@ def over_rms(g, t, v, h):
 
 REFERENCES = {
     "dadapt_adam": dadapt_adam,
+    "dadapt_adan": dadapt_adan,
+    "dadapt_lion": dadapt_lion,
     "dadapt_sgd": dadapt_sgd,
     "prodigy": prodigy,
     "schedule_free_adamw": schedule_free(over_rms),

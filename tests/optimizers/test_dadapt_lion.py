@@ -1,0 +1,59 @@
+"""D-Adaptation of Lion beside test_distance.py: its signs, momentum and state."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optlab import optimizers
+from tests.optimizers import bowl, trajectories
+
+
+def test_at_a_d_that_is_held_it_is_lion():
+    grads = trajectories.gradients((3, 4), steps=6)
+    ours, state = trajectories.parameters(
+        optimizers.dadapt_lion(d0=0.1, growth_rate=1.0, weight_decay=0.5),
+        jnp.ones((3, 4)),
+        grads,
+        compiled=True,
+    )
+    want, _ = trajectories.parameters(
+        optimizers.lion(0.1, weight_decay=0.5), jnp.ones((3, 4)), grads, compiled=True
+    )
+    assert state.d == np.float32(0.1)
+    np.testing.assert_allclose(ours, want, rtol=1e-6)
+
+
+def test_the_momentum_has_a_say_in_the_sign_at_any_d():
+    # Four of one sign, then a small one of the other: 0.9 of the mean outweighs 0.1 of
+    # it. With the momentum times d the sign would be that of the last gradient.
+    grads = [np.full(1, g, np.float32) for g in (1.0, 1.0, 1.0, 1.0, -0.2)]
+    tx = optimizers.dadapt_lion()
+    points, state = trajectories.parameters(tx, jnp.zeros(1), grads, compiled=True)
+    assert state.d < 1e-5 and points[-1][0] < points[-2][0]
+
+
+def test_a_constant_factor_ends_above_the_start():
+    # The steps of Lion are of one size: what the guide says about a factor that falls.
+    assert bowl.final_loss(optimizers.dadapt_lion()) > 7
+
+
+def test_eight_bytes_a_parameter():
+    state = jax.eval_shape(
+        optimizers.dadapt_lion().init, jnp.ones((8, 8), jnp.bfloat16)
+    )
+    arrays = [x for x in jax.tree.leaves(state) if x.ndim]
+    assert sum(x.size * x.dtype.itemsize for x in arrays) == 8 * 8**2
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"b1": 1.0}, r"dadapt_lion: b1 must be at least 0 and below 1, got 1\.0"),
+        ({"b2": -0.1}, r"dadapt_lion: b2 must be at least 0 and below 1, got -0\.1"),
+    ],
+    ids=str,
+)
+def test_what_makes_no_sense_is_refused_by_name(settings, said):
+    with pytest.raises(ValueError, match=said):
+        optimizers.dadapt_lion(**settings)

@@ -156,22 +156,12 @@ def sparse_finetuning(
     ) -> tuple[optax.Updates, SparseFinetuningState]:
         if params is None:
             raise TypeError(f"{WHO}: needs the parameters: update(..., params)")
-        weights, first = links.widen(params), state.count == 0
-
-        def chosen() -> Any:
-            return jax.tree.map(
-                lambda m, w: (m | first) & (jnp.abs(w) < threshold),
-                state.trained,
-                weights,
-            )
-
-        due = (
-            first
-            if progressive_iter is None
-            else (first | (state.count == progressive_iter))
+        weights, gradients = links.widen(params), links.widen(updates)
+        trained = jax.lax.cond(
+            jnp.isin(state.count, jnp.array([0, progressive_iter or 0])),
+            lambda: _chosen(state.trained, weights, threshold, state.count == 0),
+            lambda: state.trained,
         )
-        trained = jax.lax.cond(due, chosen, lambda: state.trained)
-        gradients = links.widen(updates)
         if ranked:
             draw = jax.random.fold_in(state.key, state.count)
             pulls = _pull_on_one(trained, weights, views, min_side, polar, draw)
@@ -190,6 +180,13 @@ def sparse_finetuning(
         return out, SparseFinetuningState(count, trained, state.key, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _chosen(trained: Any, weights: Any, threshold: Any, first: jax.Array) -> Any:
+    """Keeps what is still small; of all entries at first."""
+    return jax.tree.map(
+        lambda m, w: (m | first) & (jnp.abs(w) < threshold), trained, weights
+    )
 
 
 def _where(masks: Any, tree: Any, other: float) -> Any:

@@ -142,11 +142,11 @@ from optlab.optimizers._qk_clip import qk_clip as qk_clip
 from optlab.optimizers._radam import ScaleByRadamState as ScaleByRadamState
 from optlab.optimizers._radam import radam as radam
 from optlab.optimizers._radam import scale_by_radam as scale_by_radam
+from optlab.optimizers._riemannian_sgd import RiemannianSgdState as RiemannianSgdState
+from optlab.optimizers._riemannian_sgd import riemannian_sgd as riemannian_sgd
 from optlab.optimizers._rmsprop import ScaleByRmspropState as ScaleByRmspropState
 from optlab.optimizers._rmsprop import rmsprop as rmsprop
 from optlab.optimizers._rmsprop import scale_by_rmsprop as scale_by_rmsprop
-from optlab.optimizers._riemannian_sgd import RiemannianSgdState as RiemannianSgdState
-from optlab.optimizers._riemannian_sgd import riemannian_sgd as riemannian_sgd
 from optlab.optimizers._scale import ScaleByScaleState as ScaleByScaleState
 from optlab.optimizers._scale import column_views as column_views
 from optlab.optimizers._scale import scale as scale

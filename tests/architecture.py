@@ -16,7 +16,7 @@ LADDER: dict[str, tuple[str, ...]] = {
     "links": ("trees",),
     "laws": ("schedules",),
     "sharding": ("trees",),
-    "estimators": ("trees", "kernels"),
+    "estimators": ("trees", "kernels", "links"),
     "probes": ("trees", "kernels", "estimators", "laws"),
     "solvers": ("trees", "kernels", "estimators", "laws"),
     "optimizers": (*_RUNG_0, "estimators"),

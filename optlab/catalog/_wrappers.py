@@ -9,6 +9,8 @@ _OWN_RATE = "the method makes its own rate and takes no schedule"
 
 _DRAWN = "each step draws one of the matrices that it sees"
 
+_WHOLE_LOSS = "the loss is one of all parameters, and some are hidden from it"
+
 _INNER_RATE = {
     promise: "the rate is the inner transformation's"
     for promise in (
@@ -75,6 +77,26 @@ ROWS = (
             **_INNER_RATE,
             "stacked_equals_separate": "the share of entries is that of a leaf, as in"
             " the paper, and a stack of layers is one leaf",
+        },
+    ),
+    Row(
+        "sharpness_aware",
+        wrappers.sharpness_aware,
+        "wrappers",
+        "sharpness",
+        Paper(
+            "Foret et al.",
+            "Sharpness-aware minimization for efficiently improving generalization",
+            2020,
+            "https://arxiv.org/abs/2010.01412",
+        ),
+        needs=("loss_fn",),
+        defaults={"inner": optax.adam(1e-2)},
+        static=("adaptive", "inner"),
+        exempt={
+            **_INNER_RATE,
+            **dict.fromkeys(("masked", "partition"), _WHOLE_LOSS),
+            "multi_steps": "the loss of an update is that of its last micro-batch",
         },
     ),
     Row(

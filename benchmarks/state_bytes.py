@@ -74,10 +74,11 @@ def claims(rank: int) -> dict[str, tuple[str, Mapping[str, Any], Claim]]:
         " exponentiated_gradient centralize_gradients clip_coordinates qk_clip",
         8: "adamw nadamw adamp adabelief yogi adopt radam adamax simplified_ademamix"
         " lamb exponentiated_adamw adahessian sophia schedule_free_sgd cautious"
-        " project_scale_invariant stochastic_rounding",
+        " project_scale_invariant stochastic_rounding dadapt_sgd dadapt_lion",
         9: "sparse_finetuning",
-        12: "diffgrad ademamix amsgrad schedule_free_adamw hypergradient",
+        12: "diffgrad ademamix amsgrad schedule_free_adamw hypergradient dadapt_adam",
         16: "adan prodigy",
+        20: "dadapt_adan",
         4 * 32: "mfac",
     }
     formulas: dict[str, Callable[[Matrix], float]] = {

@@ -142,6 +142,13 @@ METHODS: dict[str, Method] = {
         "ademamix", 0.01, {}, {"b1": 0.7, "b2": 0.99, "b3": 0.99, "alpha": 2.0}
     ),
     "adopt": of_row("adopt", 0.01, *ADAM),
+    "simplified_ademamix": of_row(
+        "simplified_ademamix", 0.001, {}, {"b1": 0.9, "b2": 0.99, "alpha": 1.0}
+    ),
+    "amsgrad": of_row("amsgrad", 0.01, *ADAM),
+    "adamax": of_row("adamax", 0.01, *ADAM),
+    "signum": of_row("signum", 0.002, {}, {"b1": 0.7}),
+    "novograd": of_row("novograd", 0.02, {}, {"b1": 0.7, "b2": 0.9}),
     "radam": of_row("radam", 0.01, *ADAM),
     "rmsprop": of_row("rmsprop", 0.005, {}, {"b2": 0.99, "momentum": 0.7}),
     "adagrad": of_row("adagrad", 0.1, {}, {"initial_square": 1e-6}),

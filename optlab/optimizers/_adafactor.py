@@ -258,7 +258,8 @@ def adafactor(
       largest axes of a leaf (of an attention kernel one axis of the heads, of a deep
       stack its layers); each matrix of a stack has its own bound and scale; small
       matrices are factored too; gradients whose squares overflow leave numbers; decay
-      is multiplied by the rate, which comes after b1.
+      is multiplied by the rate, which comes after b1. UNVERIFIED: the equations are
+      from memory of the paper.
     """
     core = scale_by_adafactor(
         decay_power=decay_power,

@@ -55,7 +55,8 @@ def adagrad(
       and stochastic optimization", 2011, section 1.1, diagonal. The core is Optax's
       `scale_by_rss`. Differs from the paper: its constant is added to the root. Differs
       from `optax.adagrad`: decoupled decay, a float32 sum for bfloat16 parameters, step
-      and rate in the state.
+      and rate in the state. UNVERIFIED: the equations are from memory of the paper;
+      they are what Optax computes.
     """
     links.require_nonnegative("adagrad", eps=eps, initial_square=initial_square)
     core = optax.scale_by_rss(initial_square, eps)

@@ -57,7 +57,8 @@ def adamax(
       D. Kingma, J. Ba, "Adam: a method for stochastic optimization", 2014,
       arXiv:1412.6980, algorithm 2, which has no eps. The core is Optax's
       `scale_by_adamax`. Differs from `optax.adamax`: decoupled decay, float32
-      accumulators for bfloat16 parameters, step and rate in the state.
+      accumulators for bfloat16 parameters, step and rate in the state. UNVERIFIED: the
+      equations are from memory of the paper; they are what Optax computes.
     """
     links.require_decays("adamax", b1=b1, b2=b2)
     links.require_nonnegative("adamax", eps=eps)

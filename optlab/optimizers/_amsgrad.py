@@ -62,7 +62,8 @@ def amsgrad(
       arXiv:1904.09237, algorithm 2. The core is Optax's `scale_by_amsgrad`. Differs
       from PyTorch, which corrects the largest v in place of taking the largest
       corrected one. Differs from `optax.amsgrad`: decoupled decay, float32 accumulators
-      for bfloat16 parameters, step and rate in the state.
+      for bfloat16 parameters, step and rate in the state. UNVERIFIED: the equations are
+      from memory of the paper; they are what Optax computes.
     """
     links.require_decays("amsgrad", b1=b1, b2=b2)
     links.require_nonnegative("amsgrad", eps=eps)

@@ -64,7 +64,8 @@ def lamb(
       minutes", 2019, arXiv:1904.00962, algorithm 2 with phi(z) = z; that biases and
       norms have no ratio is the authors' code for BERT. The averages are Optax's
       `scale_by_adam`. Differs from `optax.lamb`: it takes a leaf for a layer, so that
-      layers in one stack share a ratio, and biases have one.
+      layers in one stack share a ratio, and biases have one. UNVERIFIED: the equations
+      are from memory of the paper.
     """
     links.require_decays("lamb", b1=b1, b2=b2)
     links.require_nonnegative("lamb", eps=eps)

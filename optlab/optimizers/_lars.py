@@ -68,7 +68,7 @@ def lars(
       comes after the momentum, which is another method only while a schedule moves.
       Differs from `optax.lars` (0.2.8), which divides by ||g + d w||, has the rate
       before the momentum, and takes a leaf for a layer, so that layers in one stack
-      share a rate.
+      share a rate. UNVERIFIED: the equations are from memory of the paper.
     """
     links.require_decays("lars", momentum=momentum)
     links.require_nonnegative("lars", trust_coefficient=trust_coefficient)

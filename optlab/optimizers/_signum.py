@@ -50,7 +50,8 @@ def signum(
       Bernstein et al., "signSGD: compressed optimisation for non-convex problems",
       2018, arXiv:1802.04434, algorithm 2, on one machine. The links are Optax's `ema`
       and `scale_by_sign`. Differs from `optax.signum`: decoupled decay, a float32 mean
-      for bfloat16 parameters, step and rate in the state.
+      for bfloat16 parameters, step and rate in the state. UNVERIFIED: the equations are
+      from memory of the paper; they are what Optax computes.
     """
     links.require_decays("signum", b1=b1)
     core = optax.chain(optax.ema(b1, debias=False), optax.scale_by_sign())

@@ -28,6 +28,8 @@ def sharpness_aware(
     transformation and of its schedules. What the loss returns beside the number, such
     as batch statistics, is not kept: then, or for groups of a batch, use
     `estimators.sharpness_aware_value_and_grad` and the optimizer without this wrapper.
+    For small batches that make one step, put them inside, as in
+    `sharpness_aware(optax.MultiSteps(inner, 4).gradient_transformation())`.
 
     Args:
       inner: The optimizer, such as `optax.adamw(1e-3)`.

@@ -16,11 +16,12 @@ LABEL = jnp.array([0])
 RANDOM = np.random.default_rng(0)
 read = jax.jit(estimators.recall)
 write = jax.jit(estimators.remember)
+saf_loss = jax.jit(estimators.saf_loss)
 
 
 def distance(z, past, weight=1.0, **more):
-    whole = estimators.saf_loss(z, past, LABEL, weight=weight, **more)
-    return whole - estimators.saf_loss(z, past, LABEL, weight=0.0)
+    whole = saf_loss(z, past, LABEL, weight=weight, **more)
+    return whole - saf_loss(z, past, LABEL, weight=0.0)
 
 
 def test_the_distance_is_the_published_one():
@@ -39,14 +40,14 @@ def test_the_distance_is_the_published_one():
 
 def test_gradients_flow_through_the_present_alone():
     t = 5.0
-    z, past = jax.grad(estimators.saf_loss, argnums=(0, 1))(Z, PAST, LABEL, weight=0.3)
+    z, past = jax.grad(saf_loss, argnums=(0, 1))(Z, PAST, LABEL, weight=0.3)
     np.testing.assert_array_equal(past, 0)
     soft = jax.nn.softmax
     wanted = soft(Z) - jnp.eye(3)[0] + 0.3 * t * (soft(Z / t) - soft(PAST / t))
     np.testing.assert_allclose(z, wanted, rtol=1e-5)
     # What agrees with its past feels the labels alone, at logits of any size.
     huge = 1e4 * Z
-    loss, same = jax.value_and_grad(estimators.saf_loss)(huge, huge, LABEL)
+    loss, same = jax.value_and_grad(saf_loss)(huge, huge, LABEL)
     assert loss == 0
     np.testing.assert_allclose(same, 0, atol=1e-7)
 
@@ -54,13 +55,10 @@ def test_gradients_flow_through_the_present_alone():
 def test_labels_may_be_probabilities_and_examples_unknown():
     z, past = (jnp.asarray(RANDOM.normal(size=(4, 3)), jnp.float32) for _ in "zp")
     labels, known = jnp.array([0, 2, 1, 1]), jnp.array([True, False, True, False])
-    got = estimators.saf_loss(z, past, labels, known=known)
-    soft = estimators.saf_loss(z, past, jax.nn.one_hot(labels, 3), known=known)
+    got = saf_loss(z, past, labels, known=known)
+    soft = saf_loss(z, past, jax.nn.one_hot(labels, 3), known=known)
     np.testing.assert_allclose(got, soft, rtol=1e-6)
-    each = [
-        estimators.saf_loss(z[i], past[i], labels[i], weight=0.3 * known[i])
-        for i in range(4)
-    ]
+    each = [saf_loss(z[i], past[i], labels[i], weight=0.3 * known[i]) for i in range(4)]
     np.testing.assert_allclose(got, np.mean(each), rtol=1e-6)
 
 
@@ -116,12 +114,11 @@ def test_on_a_mesh_the_store_says_what_it_says_on_one_device(axis_type, cut):
     ids = jnp.asarray(RANDOM.permutation(16)[:8])
     logits = jnp.asarray(RANDOM.normal(size=(8, 8)), jnp.float32)
     labels = jnp.arange(8)
-    loss = jax.jit(estimators.saf_loss)
 
     def run(buffer, ids, logits, labels):
         buffer = write(buffer, ids, logits, 0)
         past, known = read(buffer, ids[::-1], 1, start=0)
-        value = loss(logits, past, labels, known=known)
+        value = saf_loss(logits, past, labels, known=known)
         return buffer, past, known, value
 
     empty = functools.partial(estimators.trajectory_buffer, 16, 8, lag=1)

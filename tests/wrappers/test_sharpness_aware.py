@@ -90,6 +90,21 @@ def test_without_a_radius_steps_are_the_inner_ones():
     np.testing.assert_allclose([got["x"], got["y"]], [wanted["x"], wanted["y"]])
 
 
+def test_around_small_steps_each_batch_has_its_own_perturbation():
+    """Within them the loss would be that of the last batch alone."""
+    many = optax.MultiSteps(optax.sgd(1.0), 2).gradient_transformation()
+    tx = sharpness_aware(many, rho=0.1)
+    w, state, wanted = jnp.ones(2), tx.init(jnp.ones(2)), 0.0
+    for scale in (jnp.array([1.0, 10.0]), jnp.array([-5.0, 2.0])):
+
+        def loss(w, scale=scale):
+            return jnp.sum(scale * w**2) / 2
+
+        wanted -= estimators.sharpness_aware_value_and_grad(loss, w, rho=0.1).grads / 2
+        updates, state = tx.update(jax.grad(loss)(w), state, w, loss_fn=loss)
+    np.testing.assert_allclose(updates, wanted, rtol=1e-6)
+
+
 def test_around_masks_it_works_and_within_it_says_so():
     mask = {"x": True, "y": False}
     inner = optax.chain(

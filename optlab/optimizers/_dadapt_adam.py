@@ -156,7 +156,7 @@ def dadapt_adam(
         moves = (size != 0) & (eta != 0)
         numerator = _distance.sound(numerator, state.numerator)
         new = DadaptAdamState(t, d, numerator, mu, nu, s, rate)
-        new = _distance.held(moves, new, state)._replace(rate=rate)
-        return _distance.steps(moves, u, updates), new
+        out = _distance.steps(moves, u, updates)
+        return out, _distance.held(moves, new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -163,16 +163,14 @@ def dadapt_adan(
         weighted = b3 * state.weighted + (1 - b3) * a * a * length(g)
         size = _distance.absolute_sum(s)
         h = (length(s) / (1 - b3) - weighted) / size
-        if decay_order == "proximal":
-            u = jax.tree.map(lambda u, c, x: (u + a * c * x) / (1 + a * c), u, rates, x)
-        else:
-            u = jax.tree.map(lambda u, c, x: u + a * c * x, u, rates, x)
+        over = a if decay_order == "proximal" else 0.0
+        u = jax.tree.map(lambda u, c, x: (u + a * c * x) / (1 + over * c), u, rates, x)
         # All is zero before the first gradient, and a NaN is not.
         moves = (size != 0) & (eta != 0)
         d = _distance.grown(d, h, growth_rate)
         weighted = _distance.sound(weighted, state.weighted)
         new = DadaptAdanState(t, d, weighted, *buffers, rate=rate)
-        new = _distance.held(moves, new, state)._replace(rate=rate)
-        return _distance.steps(moves, u, updates), new
+        out = _distance.steps(moves, u, updates)
+        return out, _distance.held(moves, new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)

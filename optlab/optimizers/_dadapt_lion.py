@@ -140,7 +140,7 @@ def dadapt_lion(
         moves = (size != 0) & (eta != 0)
         numerator = _distance.sound(numerator, state.numerator)
         new = DadaptLionState(t, d, numerator, mu, s, rate)
-        new = _distance.held(moves, new, state)._replace(rate=rate)
-        return _distance.steps(moves, step, updates), new
+        out = _distance.steps(moves, step, updates)
+        return out, _distance.held(moves, new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -138,7 +138,7 @@ def dadapt_sgd(
         u = jax.tree.map(lambda m: (1 - momentum) * m, m)
         numerator = _distance.sound(numerator, state.numerator)
         new = DadaptSgdState(t, d, numerator, norm, s, m, rate)
-        new = _distance.held(moves, new, state)._replace(rate=rate)
-        return _distance.steps(moves, u, updates), new
+        out = _distance.steps(moves, u, updates)
+        return out, _distance.held(moves, new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)

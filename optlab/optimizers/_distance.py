@@ -50,8 +50,9 @@ def decays(weight_decay: Any, mask: Any, params: Any) -> Any:
 
 
 def held(moves: jax.Array, new: Any, old: Any) -> Any:
-    """Returns the new state if anything moves, in the dtypes of the old one."""
-    return jax.tree.map(lambda n, o: jnp.where(moves, n, o).astype(o.dtype), new, old)
+    """Returns the new state if anything moves, in old dtypes; the rate goes on."""
+    kept = jax.tree.map(lambda n, o: jnp.where(moves, n, o).astype(o.dtype), new, old)
+    return kept._replace(rate=new.rate)
 
 
 def steps(moves: jax.Array, downhill: Any, updates: Any) -> Any:

@@ -183,8 +183,8 @@ def prodigy(
         u = jax.tree.map(lambda u: d * eta * u, u)
         way = jax.tree.map(jnp.subtract, state.displacement, _every(u, slice_p))
         new = ProdigyState(t, *numbers, mu, nu, s, way, rate)
-        new = _distance.held(moves, new, state)._replace(rate=rate)
-        return _distance.steps(moves, u, updates), new
+        out = _distance.steps(moves, u, updates)
+        return out, _distance.held(moves, new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

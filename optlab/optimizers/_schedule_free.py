@@ -108,14 +108,7 @@ def schedule_free(
     links.require_decays(who, b1=b1)
     links.require_nonnegative(who, weight_decay=weight_decay)
     links.require_one_rate(who, learning_rate)
-    known = isinstance(warmup_steps, float | int)
-    if known and (warmup_steps < 0 or warmup_steps != int(warmup_steps)):
-        raise ValueError(
-            f"{who}: warmup_steps must be a whole number of 0 or more, got"
-            f" {warmup_steps}"
-        )
-    if decay_at not in DECAYED:
-        raise ValueError(f"{who}: decay_at must be one of {DECAYED}, got {decay_at!r}")
+    _check(who, warmup_steps, decay_at)
     inner = optax.with_extra_args_support(inner)
     link = links.scale_by_learning_rate(learning_rate)
     decay = links.add_decayed_weights(weight_decay, mask)
@@ -157,17 +150,10 @@ def schedule_free(
         total = state.weight_sum + weight
         share = jnp.where(total > 0, weight / jnp.where(total > 0, total, 1), 0)
 
-        def to_y(dz: Any, dx: Any, y: Any, p: Any, g: Any) -> jax.Array:
-            # Of steps, not of sums: a small one keeps its digits. Parameters that are
-            # off by more than sums round are led back to y.
-            off = y - p
-            near = jnp.abs(off) <= 4 * jnp.finfo(y.dtype).eps * jnp.abs(y)
-            back = jnp.where(near, 0, off)
-            return (dx + (1 - b1) * (dz - dx) + back).astype(g.dtype)
-
         dz = jax.tree.map(lambda u: -rate.learning_rate * u, u)
         dx = jax.tree.map(lambda x, z, dz: share * (z - x + dz), x, z, dz)
-        out = jax.tree.map(to_y, dz, dx, y, now, updates)
+        dy = jax.tree.map(lambda dx, dz: dx + (1 - b1) * (dz - dx), dx, dz)
+        out = jax.tree.map(_to, dy, y, now, updates)
         z, x = (
             jax.tree.map(lambda x, d: (x + d).astype(x.dtype), *pair)
             for pair in ((z, dz), (x, dx))
@@ -183,6 +169,27 @@ def _from(count: jax.Array, tree: Any, params: Any) -> Any:
     return jax.tree.map(
         lambda x, p: jnp.where(count == 0, p, x).astype(x.dtype), tree, params
     )
+
+
+def _to(dy: jax.Array, y: jax.Array, p: jax.Array, g: jax.Array) -> jax.Array:
+    """Returns the way from the parameters p to y + dy, in the dtype of g."""
+    # A step as it is, not as a difference of sums: a small one keeps its digits.
+    # Parameters that are off by more than sums round are led back to y.
+    off = y - p
+    near = jnp.abs(off) <= 4 * jnp.finfo(y.dtype).eps * jnp.abs(y)
+    return (dy + jnp.where(near, 0, off)).astype(g.dtype)
+
+
+def _check(who: str, warmup_steps: Any, decay_at: str) -> None:
+    """Checks what is known when the chain is built; traced numbers pass."""
+    known = isinstance(warmup_steps, float | int)
+    if known and (warmup_steps < 0 or warmup_steps != int(warmup_steps)):
+        raise ValueError(
+            f"{who}: warmup_steps must be a whole number of 0 or more, got"
+            f" {warmup_steps}"
+        )
+    if decay_at not in DECAYED:
+        raise ValueError(f"{who}: decay_at must be one of {DECAYED}, got {decay_at!r}")
 
 
 def schedule_free_params(state: Any, params: Any) -> Any:

@@ -233,11 +233,10 @@ def sharpness_aware_value_and_grad(
 
     With groups the batch is cut into that many, each climbs by its own gradient, and
     the mean of their gradients is returned: sharpness of m = batch / groups examples.
-    Perturbations of few examples differ more, and many find that they generalise
-    better. Groups are computed together, each with its own perturbed copy of the
-    parameters; with the batch cut over as many devices each device has its own group,
-    and no device waits between the two passes. To compute one after the other, call
-    this for each and take the mean of `grads`.
+    The authors saw small groups generalise better. Groups are computed together, each
+    with its own perturbed copy of the parameters; with the batch cut over as many
+    devices each device has its own group, and no device waits between the two passes.
+    To compute one after the other, call this for each and take the mean of `grads`.
 
     Args:
       loss: From parameters and batch to a number. If it draws, as dropout does, let it

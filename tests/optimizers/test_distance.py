@@ -109,7 +109,7 @@ def test_missing_parameters_are_named(make):
 
 
 FORTY = [
-    (optimizers.prodigy, {}),
+    (optimizers.prodigy, {"slice_p": 2}),
     (optimizers.prodigy, {"bias_correction": True, "d_coef": 2.0, "weight_decay": 0.1}),
     (
         optimizers.prodigy,

@@ -22,17 +22,17 @@ def one_vector(step):
 
 
 def prodigy(h):
-    """The authors' code with its defaults."""
+    """The authors' code with decoupled decay; slices are those of a single leaf."""
     b1, b2, d0, lr = h["b1"], h["b2"], h["d0"], h["learning_rate"]
-    b3 = h["b3"] or np.sqrt(b2)
+    b3, part = h["b3"] or np.sqrt(b2), slice(None, None, h["slice_p"])
 
     def step(x, g, memory):
         x0, m, v, s, r, d, d_max, k = memory or (x, 0.0, 0.0, 0.0, 0.0, d0, d0, 1)
         bias = np.sqrt(1 - b2**k) / (1 - b1**k) if h["bias_correction"] else 1.0
         dlr = d * lr * bias
-        r = b3 * r + d / d0 * dlr * (g @ (x0 - x))
+        r = b3 * r + d / d0 * dlr * (g[part] @ (x0 - x)[part])
         m, v = b1 * m + (1 - b1) * d * g, b2 * v + (1 - b2) * (d * g) ** 2
-        s = b3 * s + d / d0 * dlr * g
+        s = b3 * s + d / d0 * dlr * g[part]
         estimate = h["d_coef"] * r / np.abs(s).sum()
         d = max(d, estimate) if d == d0 else d
         d_max = max(d_max, estimate)

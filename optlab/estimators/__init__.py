@@ -1,5 +1,6 @@
 """(Loss, params, key) -> tree shaped like the parameters."""
 
+from optlab.estimators._accountant import privacy_spent as privacy_spent
 from optlab.estimators._hessian import HessianEstimate as HessianEstimate
 from optlab.estimators._hessian import (
     given_or_estimated_diagonal as given_or_estimated_diagonal,
@@ -21,6 +22,10 @@ from optlab.estimators._perturbed import (
 from optlab.estimators._perturbed import (
     sharpness_aware_value_and_grad as sharpness_aware_value_and_grad,
 )
+from optlab.estimators._private import PerExampleEstimate as PerExampleEstimate
+from optlab.estimators._private import clipped_gradient_sum as clipped_gradient_sum
+from optlab.estimators._private import noised_mean as noised_mean
+from optlab.estimators._private import private_gradient as private_gradient
 from optlab.estimators._tract import tract_conv as tract_conv
 from optlab.estimators._tract import tract_dense as tract_dense
 from optlab.estimators._trajectory import TrajectoryBuffer as TrajectoryBuffer

@@ -12,6 +12,7 @@ from optlab.links._channels import reduce_alike as reduce_alike
 from optlab.links._descend import DECAY_ORDERS as DECAY_ORDERS
 from optlab.links._descend import add_decayed_weights as add_decayed_weights
 from optlab.links._descend import descend as descend
+from optlab.links._keys import require_key as require_key
 from optlab.links._layers import layer_axes as layer_axes
 from optlab.links._layers import trust_ratios as trust_ratios
 from optlab.links._leaves import each_leaf as each_leaf

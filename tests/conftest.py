@@ -44,6 +44,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    named = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if named:
+        # Workers would not find each other's tests.
+        raise pytest.UsageError(f"the name of a test holds an address: {named[0]}")
 
 
 def pytest_runtest_teardown() -> None:

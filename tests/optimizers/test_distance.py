@@ -128,7 +128,9 @@ FORTY = [
 ]
 
 
-@pytest.mark.parametrize(("make", "settings"), FORTY, ids=str)
+@pytest.mark.parametrize(
+    ("make", "settings"), FORTY, ids=lambda x: getattr(x, "__name__", str(x))
+)
 def test_forty_steps_in_which_d_grows_by_powers_of_ten(make, settings):
     with jax.enable_x64(True):
         tx = make(**settings)

@@ -4,6 +4,7 @@ kernels      array -> array
 schedules    step -> value
 laws         (schedule, constants) -> predicted loss
 estimators   (loss, params, key) -> tree shaped like the parameters
+aggregation  trees of stacked workers -> tree, and what workers send
 probes       instruments that measure a run and never change it
 optimizers   hyperparameters -> GradientTransformation
 wrappers     GradientTransformation -> GradientTransformation
@@ -16,6 +17,7 @@ catalog      one row for each algorithm
 testing      the conformance suite
 """
 
+from optlab import aggregation as aggregation
 from optlab import catalog as catalog
 from optlab import controllers as controllers
 from optlab import estimators as estimators

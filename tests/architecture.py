@@ -10,12 +10,13 @@ from collections.abc import Iterator
 # folder, or a file for a room of one file) with the rooms that it may import.
 _RUNG_0 = ("links", "trees", "kernels", "schedules")
 _RUNG_2 = ("probes", "solvers", "optimizers", "wrappers", "controllers")
-_LIBRARY = (*_RUNG_0, "laws", "sharding", "estimators", *_RUNG_2)
+_LIBRARY = (*_RUNG_0, "laws", "sharding", "aggregation", "estimators", *_RUNG_2)
 LADDER: dict[str, tuple[str, ...]] = {
     **{room: () for room in _RUNG_0},
     "links": ("trees",),
     "laws": ("schedules",),
     "sharding": ("trees",),
+    "aggregation": ("trees", "links"),
     "estimators": ("trees", "kernels", "links"),
     "probes": ("trees", "kernels", "estimators", "laws"),
     "solvers": ("trees", "kernels", "estimators", "laws"),
@@ -37,6 +38,7 @@ SHARED_FILES = {
         *("_first_order", "_geometry", "_links", "_low_memory", "_schedules"),
         *("_momentum", "_tuning_free", "_wrappers"),
     ),
+    "aggregation": ("_workers",),
     "controllers": ("_forecast", "_next_rate", "_stages"),
     "sharding": (
         *(
@@ -52,6 +54,7 @@ SHARED_FILES = {
     "inspection": ("_traced", "_temporaries", "_step"),
     "links": ("_arrays", "_channels", "_leaves", "_ranges", "_rate"),
     "optimizers": (
+        "_averages",
         "_distance",
         "_muon",
         "_scale",

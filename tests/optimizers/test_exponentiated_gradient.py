@@ -170,7 +170,7 @@ def test_bytes_a_parameter(make, settings, want):
         (BOTH[1], {"eps": -1e-8}, "exponentiated_adamw: eps must be 0 or more"),
         (BOTH[1], {"max_exponent": -1.0}, r"adamw: max_exponent must .*got -1\.0"),
     ],
-    ids=str,
+    ids=lambda x: getattr(x, "__name__", str(x)),
 )
 def test_what_makes_no_sense_is_refused_by_name(make, settings, said):
     with pytest.raises(ValueError, match=said):

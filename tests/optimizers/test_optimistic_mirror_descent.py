@@ -230,7 +230,9 @@ def test_on_a_mesh_the_plays_are_those_of_one_device(settings, kind):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"projection": box}, {"mirror": "entropic"}], ids=str
+    "settings",
+    [{}, {"projection": box}, {"mirror": "entropic"}],
+    ids=["free", "in a box", "entropic"],
 )
 def test_four_bytes_a_parameter(settings):
     state = jax.eval_shape(make(0.1, **settings).init, jnp.ones((64, 64)))
@@ -249,7 +251,7 @@ def test_four_bytes_a_parameter(settings):
             "stays on the simplex by itself; leave projection out",
         ),
     ],
-    ids=str,
+    ids=["mirror", "projection", "both"],
 )
 def test_what_makes_no_sense_is_refused_by_name(settings, error, said):
     with pytest.raises(error, match=f"optimistic_mirror_descent: .*{said}"):

@@ -24,6 +24,22 @@ _DADAPTATION = Paper(
     "https://arxiv.org/abs/2301.07733",
 )
 
+_DOG = Paper(
+    "Ivgi, Hinder, Carmon",
+    "DoG is SGD's best friend: a parameter-free dynamic step size schedule",
+    2023,
+    "https://arxiv.org/abs/2302.12022",
+)
+
+_ONE_LENGTH = {
+    "nonfinite_stays_in_its_leaf": "one length of the gradient, that of the whole tree,"
+    " sets all steps",
+    **dict.fromkeys(
+        ("masked", "partition"),
+        "the first distance goes by the length of all parameters, and some are hidden",
+    ),
+}
+
 ROWS = (
     Row(
         "prodigy",
@@ -82,6 +98,43 @@ ROWS = (
             "descends_rosenbrock": "steps are of one size, the estimate's, which never"
             " falls: they settle only if the factor does"
         },
+    ),
+    Row(
+        "dog",
+        optimizers.dog,
+        "optimizers",
+        "tuning free",
+        _DOG,
+        defaults={"learning_rate": _FACTOR},
+        static=("mask",),
+        eval_params=optimizers.dog_params,
+        exempt=_ONE_LENGTH,
+    ),
+    Row(
+        "ldog",
+        optimizers.ldog,
+        "optimizers",
+        "tuning free",
+        _DOG,
+        defaults={"learning_rate": _FACTOR},
+        static=("mask", "views"),
+        eval_params=optimizers.dog_params,
+    ),
+    Row(
+        "dowg",
+        optimizers.dowg,
+        "optimizers",
+        "tuning free",
+        Paper(
+            "Khaled, Mishchenko, Jin",
+            "DoWG unleashed: an efficient universal parameter-free gradient descent"
+            " method",
+            2023,
+            "https://arxiv.org/abs/2305.16284",
+        ),
+        defaults={"learning_rate": _FACTOR},
+        static=("mask",),
+        exempt=_ONE_LENGTH,
     ),
     Row(
         "schedule_free_sgd",

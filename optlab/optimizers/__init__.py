@@ -53,6 +53,11 @@ from optlab.optimizers._dion import scale_by_dion as scale_by_dion
 from optlab.optimizers._dion2 import ScaleByDion2State as ScaleByDion2State
 from optlab.optimizers._dion2 import dion2 as dion2
 from optlab.optimizers._dion2 import scale_by_dion2 as scale_by_dion2
+from optlab.optimizers._dog import DogState as DogState
+from optlab.optimizers._dog import dog as dog
+from optlab.optimizers._dog import dog_params as dog_params
+from optlab.optimizers._dog import dowg as dowg
+from optlab.optimizers._dog import ldog as ldog
 from optlab.optimizers._exponentiated_gradient import (
     exponentiated_adamw as exponentiated_adamw,
 )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optlab import links
+from optlab.optimizers import _averages
 
 DECAYED = ("y", "z")
 
@@ -224,29 +225,7 @@ def schedule_free_params(state: Any, params: Any) -> Any:
     Source:
       As `schedule_free`.
     """
-
-    def is_state(node: Any) -> bool:
-        return isinstance(node, ScheduleFreeState)
-
-    def is_hidden(node: Any) -> bool:
-        return isinstance(node, optax.MaskedNode)
-
-    found = [x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)]
-    if not found:
-        raise ValueError(
-            "schedule_free_params: there is no ScheduleFreeState in the state; give it"
-            " what schedule_free(...).init or its update has returned"
-        )
-    leaves, structure = jax.tree.flatten(params)
-    for one in found:
-        # By leaves: those of an nnx.Optimizer are variables of another kind.
-        (count,) = jax.tree.leaves(one.count)
-        averages = jax.tree.leaves(one.x, is_leaf=is_hidden)
-        leaves = [
-            p if is_hidden(x) else jnp.where(count == 0, p, x.astype(p.dtype))
-            for p, x in zip(leaves, averages, strict=True)
-        ]
-    return structure.unflatten(leaves)
+    return _averages.evaluated("schedule_free", ScheduleFreeState, "x", state, params)
 
 
 def schedule_free_sgd(

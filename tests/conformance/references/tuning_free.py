@@ -3,6 +3,8 @@
 import jax
 import numpy as np
 
+from tests.conformance.references import walking
+
 
 def one_vector(step):
     """Runs step(x, g, memory) -> (x, memory) over all entries of a tree together."""
@@ -141,11 +143,48 @@ def over_rms(g, t, v, h):
     return g / (np.sqrt(v / (1 - h["b2"] ** t)) + h["eps"]), v
 
 
+def over_gradients(weighted):
+    """The paper of DoG, or that of DoWG, on one layer: (x, g, memory)."""
+
+    def of_row(h):
+        def step(x, g, memory):
+            size = np.linalg.norm(x)
+            x0, r, total = memory or (x, h["initial_distance"] * (1 + size), 0.0)
+            g = g + h["weight_decay"] * x
+            r = max(r, np.linalg.norm(x - x0))
+            total = total + np.sum(g * g) * (r * r if weighted else 1)
+            eta = r * r / np.sqrt(total) if weighted else r / np.sqrt(total + h["eps"])
+            return x - h["learning_rate"] * eta * g, (x0, r, total)
+
+        return step
+
+    return of_row
+
+
+def ldog(h):
+    """DoG of each matrix, and of each vector of leaves that are none."""
+    one = over_gradients(weighted=False)(h)
+
+    def rows(p, g, t, memory):
+        stacks = [x.reshape(-1, *x.shape[-1:]) for x in (p, g)]
+        memory = memory or [None] * len(stacks[0])
+        done = [one(*pair, m) for *pair, m in zip(*stacks, memory, strict=True)]
+        return np.reshape([x for x, _ in done], p.shape), [m for _, m in done]
+
+    def matrix(p, g, t, memory):
+        return one(p, g, memory)
+
+    return walking.each_matrix(matrix, walking.each_leaf(rows), ("kernel", "embedding"))
+
+
 REFERENCES = {
     "dadapt_adam": dadapt_adam,
     "dadapt_adan": dadapt_adan,
     "dadapt_lion": dadapt_lion,
     "dadapt_sgd": dadapt_sgd,
+    "dog": lambda h: one_vector(over_gradients(weighted=False)(h)),
+    "dowg": lambda h: one_vector(over_gradients(weighted=True)(h)),
+    "ldog": ldog,
     "prodigy": prodigy,
     "schedule_free_adamw": schedule_free(over_rms),
     "schedule_free_sgd": schedule_free(lambda g, t, v, h: (g, v)),

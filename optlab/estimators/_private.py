@@ -51,10 +51,11 @@ def clipped_gradient_sum(
     microbatches, one after the other: the memory is that of the gradients of one
     microbatch, whatever the batch.
 
-    On a mesh the batch lies along the devices and S is the sum over all of them. A
-    microbatch takes the same number of examples from each device; on Explicit axes
-    `microbatch_size` is a multiple of the devices that share the batch, and the
-    parameters are not cut along those. Inside `jax.shard_map` it is the sum over one
+    On a mesh the batch lies along the devices and S is the sum over all of them. On
+    Explicit axes a microbatch takes as many examples from each device, so
+    `microbatch_size` is a multiple of the devices that share the batch; parameters are
+    not cut along these axes; and devices speak once, after the last microbatch. On Auto
+    axes they may do so after each. Inside `jax.shard_map` it is the sum over one
     device's examples, for you to `psum` before the noise is added.
 
     The loss sees one example: what it does across examples, as batch normalization
@@ -76,8 +77,8 @@ def clipped_gradient_sum(
 
     Raises:
       TypeError: If the loss of an example is not one number.
-      ValueError: If clip is not above 0, leaves of the batch differ in length, or the
-        microbatches do not fit.
+      ValueError: If clip is not above 0, leaves of the batch differ in length, the
+        microbatches do not fit, or a parameter is cut along the batch's axes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -97,7 +98,8 @@ def clipped_gradient_sum(
     links.require_positive(who, clip=clip)
     size = _length(who, batch, valid)
     counts = jnp.ones(size, bool) if valid is None else valid
-    rows = _split(who, (batch, counts), size, microbatch_size)
+    cut = _cut_of((batch, counts))
+    rows = _split(who, (batch, counts), size, microbatch_size, cut)
 
     def number(params: Any, example: Any) -> jax.Array:
         value = loss(params, example)
@@ -123,12 +125,17 @@ def clipped_gradient_sum(
             lambda x: jax.lax.dynamic_index_in_dim(x, i, 1, keepdims=False), rows
         )
         kept, numbers = jax.vmap(one)(*pick)
-        return jax.tree.map(lambda t, g: t + jnp.sum(g, 0), total, kept), numbers
+        sums = jax.tree.map(lambda g: jnp.sum(_first_axis(g, cut), 1), kept)
+        return jax.tree.map(jnp.add, total, sums), numbers
 
-    zero = jax.tree.map(jnp.zeros_like, links.widen(params))
+    # A sum for each device: nothing is sent before the last microbatch.
+    zero = jax.tree_util.tree_map_with_path(
+        lambda path, p: _zeros(who, path, p, cut), links.widen(params)
+    )
     times = jnp.arange(jax.tree.leaves(rows)[0].shape[1])
-    total, numbers = jax.lax.scan(microbatch, zero, times)
-    values, norms, clipped = (_joined(x) for x in numbers)
+    parts, numbers = jax.lax.scan(microbatch, zero, times)
+    total = jax.tree.map(lambda x: jnp.sum(x, 0), parts)
+    values, norms, clipped = (_joined(x, cut) for x in numbers)
     return PerExampleEstimate(total, values, norms, jnp.sum(clipped, dtype=jnp.int32))
 
 
@@ -303,11 +310,35 @@ def _length(who: str, batch: Any, valid: jax.Array | None) -> int:
     return lengths.pop()[0]
 
 
-def _split(who: str, rows: Any, size: int, microbatch_size: int | None) -> Any:
-    """Cuts the first axis into (microbatch, times), which keeps it where it lies.
+class _Cut(NamedTuple):
+    """How Explicit axes cut the batch: mesh, names of axes, number of devices."""
+
+    mesh: Any
+    names: Any
+    devices: int
+
+    def place(self, *rest: Any) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(self.names, *rest))
+
+
+def _cut_of(rows: Any) -> _Cut | None:
+    """Finds along which devices the batch lies; None if one, or if nobody can say."""
+    for x in jax.tree.leaves(rows):
+        place = jax.typeof(jnp.asarray(x)).sharding
+        if any(place.spec[:1]):
+            names = jax.tree.leaves(place.spec[0])
+            devices = math.prod(place.mesh.shape[name] for name in names)
+            return _Cut(place.mesh, place.spec[0], devices)
+    return None
+
+
+def _split(
+    who: str, rows: Any, size: int, microbatch_size: int | None, cut: _Cut | None
+) -> Any:
+    """Makes (microbatch, times) of the first axis, which keeps it where it lies.
 
     A microbatch is every so many-th example: with a batch along the devices it has as
-    many from each, and the cut moves nothing in memory.
+    many from each, and nothing moves in memory.
     """
     m = size if microbatch_size is None else microbatch_size
     if m < 1 or size % m:
@@ -315,38 +346,51 @@ def _split(who: str, rows: Any, size: int, microbatch_size: int | None) -> Any:
             f"{who}: microbatch_size must divide the {size} examples of the batch, got"
             f" {microbatch_size}"
         )
-
-    rows = jax.tree.map(jnp.asarray, rows)
-    places = [jax.typeof(x).sharding for x in jax.tree.leaves(rows)]
-    cut = next((place for place in places if any(place.spec[:1])), None)
-    devices = 1
-    if cut is not None:
-        names = jax.tree.leaves(cut.spec[0])
-        devices = math.prod(cut.mesh.shape[name] for name in names)
-    if m % devices:
+    if cut is not None and m % cut.devices:
         raise ValueError(
-            f"{who}: the batch lies along {devices} devices, so microbatch_size must be"
-            f" a multiple of {devices}, got {m}"
+            f"{who}: the batch lies along {cut.devices} devices, so microbatch_size"
+            f" must be a multiple of {cut.devices}, got {m}"
         )
 
-    def reshaped(x: jax.Array) -> jax.Array:
+    def reshaped(x: Any) -> jax.Array:
+        x = jnp.asarray(x)
         shape = (m, size // m, *x.shape[1:])
         if cut is None:
             return x.reshape(shape)
         # What is not cut yet, such as our own `valid`, goes along with what is.
         rest = jax.typeof(x).sharding.spec[1:]
-        x = jax.reshard(x, NamedSharding(cut.mesh, PartitionSpec(cut.spec[0], *rest)))
-        spec = PartitionSpec(cut.spec[0], None, *rest)
-        return jax.lax.reshape(x, shape, out_sharding=NamedSharding(cut.mesh, spec))
+        x = jax.reshard(x, cut.place(*rest))
+        return jax.lax.reshape(x, shape, out_sharding=cut.place(None, *rest))
 
     return jax.tree.map(reshaped, rows)
 
 
-def _joined(x: jax.Array) -> jax.Array:
+def _first_axis(x: jax.Array, cut: _Cut | None) -> jax.Array:
+    """From (microbatch, ...) to (devices, examples of each, ...)."""
+    if cut is None:
+        return x[None]
+    shape = (cut.devices, x.shape[0] // cut.devices, *x.shape[1:])
+    rest = jax.typeof(x).sharding.spec[1:]
+    return jax.lax.reshape(x, shape, out_sharding=cut.place(None, *rest))
+
+
+def _zeros(who: str, path: Any, param: jax.Array, cut: _Cut | None) -> jax.Array:
+    """Makes zeros (devices, ...) for the sums of a parameter's gradients."""
+    zero = jnp.zeros_like(param)[None]
+    if cut is None:
+        return zero
+    spec = jax.typeof(param).sharding.spec
+    if set(jax.tree.leaves((*spec,))) & set(jax.tree.leaves(cut.names)):
+        raise ValueError(
+            f"{who}: leaf '{trees.path_string(path)}' is cut along {cut.names!r}, as"
+            " the batch is; bring it together first, with jax.reshard"
+        )
+    zero = jnp.broadcast_to(zero, (cut.devices, *param.shape))
+    return jax.reshard(zero, cut.place(*spec))
+
+
+def _joined(x: jax.Array, cut: _Cut | None) -> jax.Array:
     """From (times, microbatch) to the order of the batch."""
-    x = x.T
-    place = jax.typeof(x).sharding
-    if not any(place.spec):
-        return x.reshape(-1)
-    cut = NamedSharding(place.mesh, PartitionSpec(place.spec[0]))
-    return jax.lax.reshape(x, (x.size,), out_sharding=cut)
+    if cut is None:
+        return x.T.reshape(-1)
+    return jax.lax.reshape(x.T, (x.size,), out_sharding=cut.place())

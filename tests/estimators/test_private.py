@@ -11,7 +11,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from optlab import estimators
+from optlab import estimators, sharding
 
 KEY = jax.random.key(7)
 ROWS = np.array([[3.0, 4.0], [0.3, 0.4], [0.0, 2.0], [0.0, 0.0]])
@@ -244,8 +244,18 @@ def test_on_a_mesh_the_gradient_and_its_noise_are_those_of_one_device(axis_type)
             if axis_type == AxisType.Explicit:
                 assert jax.typeof(got.grads["kernel"]) == jax.typeof(params["kernel"])
         if axis_type == AxisType.Explicit:
+            batch = put((X, Y), "data")
+            sent = sharding.collectives(private, params, batch, put(KEY))
+            # Norms need both halves of the parameters; the sum over data can wait.
+            groups = {one.in_loop: set() for one in sent.found}
+            for one in sent.found:
+                groups[one.in_loop].add(one.group_size)
+            assert groups == {True: {2}, False: {4}}
             with pytest.raises(ValueError, match="multiple of 4, got 2"):
-                private(PARAMS, put((X, Y), "data"), microbatch_size=2)
+                private(PARAMS, batch, microbatch_size=2)
+            params["bias"] = put(PARAMS["bias"], "data")
+            with pytest.raises(ValueError, match="leaf 'bias' is cut along 'data'"):
+                private(params, batch)
 
 
 def test_devices_that_sum_by_hand_add_the_noise_once():

@@ -80,6 +80,21 @@ ROWS = (
         },
     ),
     Row(
+        "mechanic",
+        wrappers.mechanic,
+        "wrappers",
+        "tuning free",
+        Paper(
+            "Cutkosky, Defazio, Mehta",
+            "Mechanic: a learning rate tuner",
+            2023,
+            "https://arxiv.org/abs/2306.00144",
+        ),
+        defaults={"inner": optax.adam(1.0)},
+        static=("decays", "inner"),
+        exempt=_INNER_RATE,
+    ),
+    Row(
         "sharpness_aware",
         wrappers.sharpness_aware,
         "wrappers",

@@ -3,6 +3,8 @@
 from optlab.wrappers._cautious import cautious as cautious
 from optlab.wrappers._hypergradient import HypergradientState as HypergradientState
 from optlab.wrappers._hypergradient import hypergradient as hypergradient
+from optlab.wrappers._mechanic import MechanicState as MechanicState
+from optlab.wrappers._mechanic import mechanic as mechanic
 from optlab.wrappers._project_scale_invariant import (
     project_scale_invariant as project_scale_invariant,
 )

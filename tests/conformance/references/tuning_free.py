@@ -177,6 +177,27 @@ def ldog(h):
     return walking.each_matrix(matrix, walking.each_leaf(rows), ("kernel", "embedding"))
 
 
+def mechanic(h):
+    """The paper around Adam at a rate of 1, from the point where it started."""
+    n, b = h["decays"], 1 - 0.1 ** np.arange(1, h["decays"] + 1)
+
+    def step(x, g, memory):
+        none = (x, 0 * x, np.full(n, h["s_init"] / n), *np.zeros((3, n)), 0.0, 0.0, 1)
+        x0, delta, s, r, v, m, mu, nu, t = memory or none
+        pull = s.sum() * np.linalg.norm(g) / np.linalg.norm(x) * x
+        product = (g + h["weight_decay"] * pull) @ delta
+        r = np.maximum(0, b * r - s * product)
+        v, m = b**2 * v + product**2, np.maximum(b * m, abs(product))
+        if v.all():
+            s = (h["s_init"] / n * m + r) / (np.sqrt(v) + h["eps"])
+        mu, nu = 0.9 * mu + 0.1 * g, 0.999 * nu + 0.001 * g * g
+        root = np.sqrt(nu / (1 - 0.999**t)) + 1e-8
+        delta = delta - mu / (1 - 0.9**t) / root
+        return x0 + s.sum() * delta, (x0, delta, s, r, v, m, mu, nu, t + 1)
+
+    return one_vector(step)
+
+
 REFERENCES = {
     "dadapt_adam": dadapt_adam,
     "dadapt_adan": dadapt_adan,
@@ -185,6 +206,7 @@ REFERENCES = {
     "dog": lambda h: one_vector(over_gradients(weighted=False)(h)),
     "dowg": lambda h: one_vector(over_gradients(weighted=True)(h)),
     "ldog": ldog,
+    "mechanic": mechanic,
     "prodigy": prodigy,
     "schedule_free_adamw": schedule_free(over_rms),
     "schedule_free_sgd": schedule_free(lambda g, t, v, h: (g, v)),

@@ -31,10 +31,11 @@ def sketch(key: jax.Array, tree: Any, size: int, kind: str = "count") -> jax.Arr
 
     - 'count': each entry has a sign and is added to one of the s numbers. Work and
       memory d.
-    - 'gaussian': entries N(0, 1/s). Work s d; R is drawn row by row, memory d.
+    - 'gaussian': entries N(0, 1/s). Work s d; R is drawn row by row, memory d. On a
+      mesh that cuts the tree each row is a sum over the devices.
     - 'srht': random signs, a Hadamard transform, s of its outputs. Work d log d; the
-      tree is brought together and filled up to a power of two. If that is s, R is
-      orthogonal, and nothing is lost.
+      tree is brought together, on a mesh too, and filled up to a power of two. If that
+      is s, R is orthogonal, and nothing is lost.
 
     Args:
       key: Typed random key, the same on all workers, a new one each round.

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optlab import aggregation
 
-KEY = jax.random.key(3)
+KEY = jax.random.key(5)
 KINDS = ("count", "gaussian", "srht")
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 DRAWS, D, S = 20_000, 20, 5

@@ -91,7 +91,7 @@ def clipped_gradient_sum(
 
     Source:
       Abadi et al., "Deep learning with differential privacy", 2016, arXiv:1607.00133.
-      Not `optax.microbatching`, which at our version copies the batch in memory and
+      Not `optax.microbatching`, which in Optax 0.2.8 copies the batch in memory and
       refuses a batch that is cut along Explicit axes.
     """
     who = "clipped_gradient_sum"

@@ -40,6 +40,22 @@ _ONE_LENGTH = {
     ),
 }
 
+_MOMO = Paper(
+    "Schaipp et al.",
+    "MoMo: momentum models for adaptive learning rates",
+    2023,
+    "https://arxiv.org/abs/2305.07583",
+)
+
+_ONE_LOSS = {
+    "nonfinite_stays_in_its_leaf": "one step size, that of the whole tree, is unknown",
+    **dict.fromkeys(
+        ("masked", "partition"),
+        "the loss is one of all parameters, and some are hidden",
+    ),
+    "multi_steps": "the loss of an update is that of its last micro-batch",
+}
+
 ROWS = (
     Row(
         "prodigy",
@@ -135,6 +151,28 @@ ROWS = (
         defaults={"learning_rate": _FACTOR},
         static=("mask",),
         exempt=_ONE_LENGTH,
+    ),
+    Row(
+        "momo",
+        optimizers.momo,
+        "optimizers",
+        "tuning free",
+        _MOMO,
+        needs=("value",),
+        defaults={"learning_rate": 1.0},
+        static=("adapt_lower_bound", "bias_correction"),
+        exempt=_ONE_LOSS,
+    ),
+    Row(
+        "momo_adam",
+        optimizers.momo_adam,
+        "optimizers",
+        "tuning free",
+        _MOMO,
+        needs=("value",),
+        defaults={"learning_rate": 1e-2},
+        static=("adapt_lower_bound",),
+        exempt=_ONE_LOSS,
     ),
     Row(
         "schedule_free_sgd",

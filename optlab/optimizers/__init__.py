@@ -97,6 +97,9 @@ from optlab.optimizers._mkor import scale_by_mkor as scale_by_mkor
 from optlab.optimizers._mkor_h import ScaleByMkorHState as ScaleByMkorHState
 from optlab.optimizers._mkor_h import mkor_h as mkor_h
 from optlab.optimizers._mkor_h import scale_by_mkor_h as scale_by_mkor_h
+from optlab.optimizers._momo import MomoState as MomoState
+from optlab.optimizers._momo import momo as momo
+from optlab.optimizers._momo import momo_adam as momo_adam
 from optlab.optimizers._muon import ScaleByMuonState as ScaleByMuonState
 from optlab.optimizers._muon import muon as muon
 from optlab.optimizers._muon import scale_by_muon as scale_by_muon

@@ -117,7 +117,7 @@ def mechanic(
         s = jnp.full((decays,), s_init / decays, float)
         rows = [jnp.zeros((decays,), float) for _ in range(3)]
         delta, count = optax.tree.zeros_like(wide), jnp.zeros((), jnp.int32)
-        return MechanicState(count, s, *rows, delta, inner.init(wide))
+        return MechanicState(count, s, *rows, delta=delta, inner_state=inner.init(wide))
 
     def update(
         updates: optax.Updates,
@@ -147,7 +147,7 @@ def mechanic(
         )
         delta = jax.tree.map(lambda d, u: (d + u).astype(d.dtype), state.delta, u)
         count = jnp.asarray(optax.safe_increment(state.count))
-        return out, MechanicState(count, *rows, delta, inner_state)
+        return out, MechanicState(count, *rows, delta=delta, inner_state=inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -5,6 +5,8 @@ import numpy as np
 
 from tests.conformance.references import walking
 
+LEVEL = 100.0  # of the linear loss of the conformance suite
+
 
 def one_vector(step):
     """Runs step(x, g, memory) -> (x, memory) over all entries of a tree together."""
@@ -198,6 +200,35 @@ def mechanic(h):
     return one_vector(step)
 
 
+def momo(h):
+    """The authors' code of MoMo or, with b2, of MoMo-Adam; the loss is h["loss"]."""
+    adam, b1 = "b2" in h, h["b1"]
+    correct = adam or h["bias_correction"]
+
+    def step(x, g, memory):
+        value = h["loss"](x) if "loss" in h else g @ x + LEVEL
+        first = (0.0, 0.0, 0.0) if correct else (value, g, g @ x)
+        f, d, dots, v, low, t = memory or (*first, 0.0, h["lower_bound"], 1)
+        f, d = b1 * f + (1 - b1) * value, b1 * d + (1 - b1) * g
+        dots, rho, metric = b1 * dots + (1 - b1) * (g @ x), 1.0, 1.0
+        if correct:
+            rho = 1 - b1**t
+        if adam:
+            v = h["b2"] * v + (1 - h["b2"]) * g * g
+            metric = np.sqrt(v / (1 - h["b2"] ** t)) + h["eps"]
+        square, c = d @ (d / metric), 1 + h["learning_rate"] * h["weight_decay"]
+        cap = c * (f - dots) + d @ x
+        if h["adapt_lower_bound"] and cap < c * rho * low:
+            low = max(cap / (2 * c * rho), h["lower_bound"])
+        tau = min(h["learning_rate"] / rho, max(cap - c * rho * low, 0) / square)
+        if h["adapt_lower_bound"]:
+            reached = (f + d @ x - dots - tau * square / 2) / rho
+            low = max(reached, h["lower_bound"])
+        return (x - tau * d / metric) / c, (f, d, dots, v, low, t + 1)
+
+    return one_vector(step)
+
+
 REFERENCES = {
     "dadapt_adam": dadapt_adam,
     "dadapt_adan": dadapt_adan,
@@ -207,6 +238,8 @@ REFERENCES = {
     "dowg": lambda h: one_vector(over_gradients(weighted=True)(h)),
     "ldog": ldog,
     "mechanic": mechanic,
+    "momo": momo,
+    "momo_adam": momo,
     "prodigy": prodigy,
     "schedule_free_adamw": schedule_free(over_rms),
     "schedule_free_sgd": schedule_free(lambda g, t, v, h: (g, v)),

@@ -286,13 +286,6 @@ def _over_gradients(
         links.require_nonnegative(who, gamma=gamma)
     link = links.scale_by_learning_rate(learning_rate)
 
-    def lengths(tree: Any) -> list[jax.Array]:
-        if views is None:
-            return [links.tree_norm(tree)]
-        axes = links.layer_axes(tree, views, vectors=True)
-        leaves = zip(jax.tree.leaves(tree), axes, strict=True)
-        return [links.norm_over(x, own or ()) for x, own in leaves]
-
     def init(params: optax.Params) -> DogState:
         zeros = [optax.tree.zeros_like(links.widen(params)) for _ in range(2)]
         one = _distance.numbers(2)
@@ -300,31 +293,13 @@ def _over_gradients(
         if views is not None:
             # An array in place of none: Optax asks so what is not shaped like
             # parameters.
-            layers = [tuple(map(links.settled, lengths(tree))) for tree in zeros]
+            layers = [
+                tuple(map(links.settled, _lengths(tree, views))) for tree in zeros
+            ]
             distance, gradients = (x or y for x, y in zip(layers, one, strict=True))
         displacement, average = zeros[0], None if gamma is None else zeros[1]
         count, rate = jnp.zeros((), jnp.int32), link.init(params)
         return DogState(count, distance, gradients, displacement, average, rate)
-
-    def measured(old: tuple[jax.Array, ...], x: Any, g: Any, way: Any, eta: Any) -> Any:
-        """Returns for each layer whether it moves, its r, the root of its G, and a."""
-        rows = zip(*old, lengths(x), lengths(g), lengths(way), strict=True)
-        return zip(*(one_layer(eta, *row) for row in rows), strict=True)
-
-    def one_layer(eta: Any, r: Any, total: Any, size: Any, n: Any, gone: Any) -> Any:
-        far = jnp.where(r == 0, initial_distance * (1 + size), r)
-        far = jnp.maximum(far, gone)
-        weight = far if weighted else 1.0
-        # Roots and not squares are added up: those of 1e30 overflow.
-        root = jnp.hypot(total, weight * n)
-        moves = (root > 0) & jnp.isfinite(root) & (eta != 0)
-        below = jnp.where(moves, jnp.hypot(root, jnp.sqrt(eps)), 1)
-        a = eta * far * (weight / below)
-        far, root = (
-            links.settled(jnp.where(moves, new, old).astype(old.dtype))
-            for new, old in ((far, r), (root, total))
-        )
-        return moves, far, root, a
 
     def update(
         updates: optax.Updates,
@@ -342,20 +317,17 @@ def _over_gradients(
         decay = _distance.decays(weight_decay, mask, x)
         g = jax.tree.map(lambda g, c, x: g + c * x, g, decay, x)
         old = (state.distance, state.gradients)
-        moves, far, root, a = measured(
-            old, x, g, state.displacement, rate.learning_rate
-        )
+        sizes = [_lengths(tree, views) for tree in (x, g, state.displacement)]
+        eta = rate.learning_rate
+        rows = [
+            _one_layer(eta, initial_distance, eps, weighted, *row)
+            for row in zip(*old, *sizes, strict=True)
+        ]
+        moves, far, root, a = zip(*rows, strict=True)
         any_moves = jnp.any(jnp.stack([jnp.any(yes) for yes in moves]))
         t = jnp.where(any_moves, optax.safe_increment(state.count), state.count)
 
-        leaves, structure = jax.tree.flatten(g)
-        if views is None:
-            moves, a = moves * len(leaves), a * len(leaves)
-        steps = [
-            jnp.where(yes, -rate * g, 0)
-            for yes, rate, g in zip(moves, a, leaves, strict=True)
-        ]
-        step = structure.unflatten(steps)
+        step = _taken(moves, a, g)
         way = jax.tree.map(_sum, state.displacement, step)
         average = state.average
         if gamma is not None:
@@ -364,10 +336,54 @@ def _over_gradients(
                 lambda y, x, u: (y + c * (x + u - y)).astype(y.dtype), average, x, step
             )
         out = jax.tree.map(lambda u, g: u.astype(g.dtype), step, updates)
-        return out, DogState(t, tuple(far), tuple(root), way, average, rate)
+        return out, DogState(t, far, root, way, average, rate)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _lengths(tree: Any, views: Any) -> list[jax.Array]:
+    """Returns the length of the tree, or those of the layers of each leaf."""
+    if views is None:
+        return [links.tree_norm(tree)]
+    axes = links.layer_axes(tree, views, vectors=True)
+    leaves = zip(jax.tree.leaves(tree), axes, strict=True)
+    return [links.norm_over(x, own or ()) for x, own in leaves]
+
+
+def _one_layer(
+    eta: Any,
+    initial_distance: Any,
+    eps: Any,
+    weighted: bool,
+    r: Any,
+    total: Any,
+    size: Any,
+    n: Any,
+    gone: Any,
+) -> Any:
+    """Returns whether a layer moves, its distance, the root of its sum, its rate."""
+    far = jnp.where(r == 0, initial_distance * (1 + size), r)
+    far = jnp.maximum(far, gone)
+    weight = far if weighted else 1.0
+    # Roots and not squares are added up: those of 1e30 overflow.
+    root = jnp.hypot(total, weight * n)
+    moves = (root > 0) & jnp.isfinite(root) & (eta != 0)
+    below = jnp.where(moves, jnp.hypot(root, jnp.sqrt(eps)), 1)
+    far_and_root = (
+        links.settled(jnp.where(moves, new, old).astype(old.dtype))
+        for new, old in ((far, r), (root, total))
+    )
+    return moves, *far_and_root, eta * far * (weight / below)
+
+
+def _taken(moves: Any, rates: Any, gradients: Any) -> Any:
+    """Returns the steps: one rate for all leaves, or one for each layer of each."""
+    leaves, structure = jax.tree.flatten(gradients)
+    times = len(leaves) // len(rates)
+    rows = zip(moves * times, rates * times, leaves, strict=True)
+    return structure.unflatten([jnp.where(yes, -a * g, 0) for yes, a, g in rows])
+
+
 def _sum(x: jax.Array, u: jax.Array) -> jax.Array:
+    """Returns x + u in the dtype of x."""
     return (x + u).astype(x.dtype)

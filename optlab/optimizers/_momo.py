@@ -251,23 +251,15 @@ def _model(
         else:
             half = jnp.maximum(cap / (2 * (1 + c) * rho), lower_bound)
             bound = jnp.where(cap < (1 + c) * rho * bound, half, bound)
-        gap = jnp.maximum(cap - (1 + c) * rho * bound, 0)
-        # A root first: squares of what is tiny or huge are no numbers, and of two
-        # divisions the compiler makes one by the square.
-        share = jnp.sqrt(gap) / jnp.where(length > 0, length, 1)
-        tau = jnp.where(length > 0, jnp.minimum(eta / rho, share * share), 0)
+        tau = _step_size(cap - (1 + c) * rho * bound, length, eta / rho)
         if adapt:
             reached = (f + along - product - tau * length * length / 2) / rho
             bound = jnp.maximum(reached, lower_bound)
 
         sound = jnp.isfinite(f) & jnp.isfinite(cap) & jnp.isfinite(length)
+        step = jax.tree.map(lambda u, x: -(tau * u + c * x) / (1 + c), u, x)
         out = jax.tree.map(
-            lambda u, x, g: jnp.where(sound, -(tau * u + c * x) / (1 + c), 0).astype(
-                g.dtype
-            ),
-            u,
-            x,
-            updates,
+            lambda u, g: jnp.where(sound, u, 0).astype(g.dtype), step, updates
         )
         new = MomoState(t, f, product, bound, mu, nu, rate)
         kept = jax.tree.map(
@@ -276,6 +268,14 @@ def _model(
         return out, kept._replace(rate=rate)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _step_size(gap: jax.Array, length: jax.Array, largest: Any) -> jax.Array:
+    """Returns the gap over the square of the length, from 0 to the largest."""
+    # A root first: squares of what is tiny or huge are no numbers, and of two
+    # divisions the compiler makes one by the square.
+    share = jnp.sqrt(jnp.maximum(gap, 0)) / jnp.where(length > 0, length, 1)
+    return jnp.where(length > 0, jnp.minimum(largest, share * share), 0)
 
 
 def _require(who: str, params: Any, value: Any) -> None:

@@ -26,6 +26,9 @@ def build(row, rate=0.01):
     changes = {"learning_rate": rate}
     if row.applies_to == "matrix":
         changes["rest"] = optimizers.adamw(rate)
+    if "initial_distance" in (row.build.__kwdefaults__ or {}):
+        # From 1e-6 it would take a hundred steps.
+        changes["initial_distance"] = 0.01
     return row.build(**{**row.defaults, **changes})
 
 

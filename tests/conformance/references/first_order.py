@@ -94,7 +94,6 @@ def cautious(h):
 
 def state_precision(h):
     """Around Adam with the rate 0.01, nearest levels, rows shorter than a block."""
-
     squares, signed = (np.arange(1, 256) / 255) ** 4, (np.arange(128) / 127) ** 2
 
     def nearest(size, levels):

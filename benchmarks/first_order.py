@@ -125,6 +125,7 @@ def _stored(kind: str) -> Method:
 METHODS: dict[str, Method] = {
     "adamw": of_row("adamw", 0.01, *ADAM, *MORE_OF_ADAM),
     "nadamw": of_row("nadamw", 0.01, *ADAM, *MORE_OF_ADAM),
+    "adamw, lecun": of_row("adamw", 0.01, *ADAM, size="lecun"),
     "sgd": of_row("sgd", 0.2, *MOMENTA),
     "sgd, nesterov": of_row("sgd", 0.2, *({**m, "nesterov": True} for m in MOMENTA)),
     "sgdp": of_row("sgdp", 0.2, *MOMENTA),

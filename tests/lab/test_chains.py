@@ -100,8 +100,9 @@ def test_rows_make_chains_that_move(optimizer, schedule):
     assert chains.parse(str(chain)) == chain
     assert float(rate(3)) > 0
     last = follow(tx, 4)[-1]
-    assert not np.allclose(last["dense"]["kernel"], PARAMS["dense"]["kernel"])
-    assert not np.allclose(last["dense"]["bias"], PARAMS["dense"]["bias"])
+    # Some begin with steps of a millionth.
+    for name in ("kernel", "bias"):
+        assert not np.array_equal(last["dense"][name], PARAMS["dense"][name])
 
 
 @pytest.mark.parametrize(

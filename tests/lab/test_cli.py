@@ -161,7 +161,7 @@ WRONG = {
     "race --size huge": "<default|tiny|lecun>",
     "race digits": "'digits' is no flag",
     "race --workload digit": "unknown workload 'digit'; did you mean 'digits'",
-    "race --chain adam+cosine": "unknown optimizer 'adam'; did you mean 'adamw'",
+    "race --chain adamww+cosine": "unknown optimizer 'adamww'; did you mean 'adamw'",
     "race --chain adamw+cosin": "unknown schedule 'cosin'; did you mean 'cosine'",
     "race --chain adamw:b3=1+cosine": "unknown key of adamw 'b3'",
     "race --chain adamw+cosine --chain adamw+cosine": "the same",

@@ -30,7 +30,7 @@ SLOPES = {
     "riemannian_sgd": 10,
     **dict.fromkeys(("mkor", "mkor_h", "mfac", "adahessian"), 100),
     # By the length of the weights over that of a step.
-    "normalize_and_project": 10,
+    **dict.fromkeys(("normalize_and_project", "momo"), 10),
 }
 
 

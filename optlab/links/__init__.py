@@ -11,6 +11,7 @@ from optlab.links._channels import channel_axes as channel_axes
 from optlab.links._channels import reduce_alike as reduce_alike
 from optlab.links._descend import DECAY_ORDERS as DECAY_ORDERS
 from optlab.links._descend import add_decayed_weights as add_decayed_weights
+from optlab.links._descend import decay_after_rate as decay_after_rate
 from optlab.links._descend import descend as descend
 from optlab.links._keys import require_key as require_key
 from optlab.links._layers import layer_axes as layer_axes
@@ -21,6 +22,7 @@ from optlab.links._momentum import add_dampened as add_dampened
 from optlab.links._ranges import require_decays as require_decays
 from optlab.links._ranges import require_nonnegative as require_nonnegative
 from optlab.links._ranges import require_one_rate as require_one_rate
+from optlab.links._ranges import require_params as require_params
 from optlab.links._ranges import require_positive as require_positive
 from optlab.links._rate import ScaleByLearningRateState as ScaleByLearningRateState
 from optlab.links._rate import scale_by_learning_rate as scale_by_learning_rate

@@ -1,5 +1,6 @@
 """From a direction to a step: weight decay, learning rate and sign."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -130,19 +131,44 @@ def descend(
     rate = _rate.scale_by_learning_rate(learning_rate)
     if decay_order == "together":
         return _arrays.in_float32(optax.chain(direction, decay, rate))
-    last = _after(rate, decay, proximal=decay_order == "proximal")
+    last = decay_after_rate(
+        rate, decay, _proximal if decay_order == "proximal" else None
+    )
     return _arrays.in_float32(optax.chain(direction, last))
 
 
-def _after(
+def _proximal(c: jax.Array, w: jax.Array, step: jax.Array) -> jax.Array:
+    return c / (1 - c) * (w + step)
+
+
+def decay_after_rate(
     rate: optax.GradientTransformationExtraArgs,
     decay: optax.GradientTransformationExtraArgs,
-    proximal: bool,
+    shrink: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Multiplies by the rate, then decays what the step has left, at the same rate."""
+    """Multiplies by the rate, then decays at the same rate what the step has left.
 
-    def shrink(c: jax.Array, w: jax.Array) -> jax.Array:
-        return c / (1 - c) * w  # c = -eta weight_decay, or 0 outside the mask
+    Args:
+      rate: `scale_by_learning_rate`.
+      decay: `add_decayed_weights`.
+      shrink: From c = -eta weight_decay, or 0 where nothing decays, weights w and step
+        to what is added to the step; None for c (w + step).
+
+    Returns:
+      A transformation that comes last.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optlab import links
+      >>> parts = links.scale_by_learning_rate(0.1), links.add_decayed_weights(0.5)
+      >>> tx = links.decay_after_rate(*parts, lambda c, w, step: 10 * c * w)
+      >>> w = jnp.ones(1)
+      >>> print(tx.update(w, tx.init(w), w)[0])
+      [-0.6]
+
+    Source:
+      Written for this library.
+    """
 
     def init(params: optax.Params) -> Any:
         return decay.init(params), rate.init(params)
@@ -155,16 +181,17 @@ def _after(
     ) -> tuple[optax.Updates, Any]:
         del extra_args
         step, rate_state = rate.update(updates, state[1])
-        there = at = params
-        if params is not None:
-            there = jax.tree.map(jnp.add, params, step)
-            at = jax.tree.map(jnp.ones_like, there) if proximal else there
+        at = params
+        if params is not None and shrink is None:
+            at = jax.tree.map(jnp.add, params, step)
+        elif params is not None:
+            at = jax.tree.map(jnp.ones_like, params)
         pull = jax.tree.map(jnp.zeros_like, step)
         pull, decay_state = decay.update(pull, state[0], at)
         # The same state: both move at the rate of this step.
         pull, _ = rate.update(pull, state[1])
-        if proximal:
-            pull = jax.tree.map(shrink, pull, there)
+        if shrink is not None:
+            pull = jax.tree.map(shrink, pull, params, step)
         return jax.tree.map(jnp.add, step, pull), (decay_state, rate_state)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -1,4 +1,4 @@
-"""What numbers a hyperparameter may be."""
+"""What numbers a hyperparameter may be, and what an update must be given."""
 
 from typing import Any
 
@@ -93,3 +93,23 @@ def require_one_rate(who: str, learning_rate: Any) -> None:
         raise ValueError(
             f"{who}: learning_rate must be one for all leaves, not one a group"
         )
+
+
+def require_params(who: str, params: Any) -> None:
+    """Raises unless an update was given the parameters.
+
+    Args:
+      who: Name of the method, for the error.
+      params: What the update was given.
+
+    Raises:
+      TypeError: If they are None.
+
+    Example:
+      >>> from optlab import links
+      >>> links.require_params("scale_by_adamp", None)
+      Traceback (most recent call last):
+      TypeError: scale_by_adamp: needs the parameters: update(..., params)
+    """
+    if params is None:
+        raise TypeError(f"{who}: needs the parameters: update(..., params)")

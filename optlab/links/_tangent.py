@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optlab.links import _arrays, _channels
+from optlab.links import _arrays, _channels, _ranges
 
 # Layers of fewer entries go together: to start a loop costs more than to copy them.
 SMALL = 2**16
@@ -71,8 +71,7 @@ def tangent(
     Source:
       B. Heo et al., "AdamP", 2020, arXiv:2006.08217, section 3, and the authors' code.
     """
-    if params is None:
-        raise TypeError(f"{who}: needs the parameters: update(..., params)")
+    _ranges.require_params(who, params)
     leaves, structure = jax.tree.flatten(_arrays.widen(params))
     columns = [
         structure.flatten_up_to(_arrays.widen(tree)) for tree in (directions, gradients)

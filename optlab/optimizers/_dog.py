@@ -308,8 +308,7 @@ def _over_gradients(
         **extra_args: Any,
     ) -> tuple[optax.Updates, DogState]:
         del extra_args
-        if params is None:
-            raise TypeError(f"{who}: needs the parameters: update(..., params)")
+        links.require_params(who, params)
         rate: Any = link.update(jnp.ones(()), state.rate)[1]
         if not jax.tree.leaves(params):
             return updates, state._replace(rate=rate)

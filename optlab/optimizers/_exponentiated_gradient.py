@@ -137,7 +137,9 @@ def exponentiated_adamw(
     rate = links.scale_by_learning_rate(learning_rate)
     decay = links.add_decayed_weights(weight_decay, mask)
     adam = optax.scale_by_adam(b1, b2, eps)
-    return _exponentiate(who, optax.chain(adam, _and_shrink(rate, decay)), max_exponent)
+    # It is given signs for parameters, as in `exponentiated_gradient`.
+    last = links.decay_after_rate(rate, decay, _log_shrink)
+    return _exponentiate(who, optax.chain(adam, last), max_exponent)
 
 
 def _exponentiate(
@@ -157,8 +159,7 @@ def _exponentiate(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
-        if params is None:
-            raise TypeError(f"{who}: needs the parameters: update(..., params)")
+        links.require_params(who, params)
         signs = jax.tree.map(jnp.sign, links.widen(params))
         wide = links.widen(updates)
         steps, state = exponents.update(wide, state, signs, **extra_args)
@@ -185,34 +186,8 @@ def _bounded(growth: jax.Array, w: jax.Array, g: jax.Array) -> jax.Array:
     )
 
 
-def _and_shrink(
-    rate: optax.GradientTransformationExtraArgs,
-    decay: optax.GradientTransformationExtraArgs,
-) -> optax.GradientTransformationExtraArgs:
-    """Multiplies by the rate, and adds sign(w) log(1 - eta weight_decay)."""
-
-    def init(params: optax.Params) -> Any:
-        return decay.init(params), rate.init(params)
-
-    def update(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, Any]:
-        del extra_args
-        steps, rate_state = rate.update(updates, state[1])
-        # The rate times what decays, -eta weight_decay or 0, from a weight of one.
-        zeros, ones = (jax.tree.map(f, steps) for f in (jnp.zeros_like, jnp.ones_like))
-        pull, decay_state = decay.update(zeros, state[0], ones)
-        pull, _ = rate.update(pull, state[1])
-
-        def shrink(s: jax.Array, sign: jax.Array, c: jax.Array) -> jax.Array:
-            # Finite, or an infinite step the other way would make it undefined.
-            least = jnp.finfo(c.dtype).eps - 1
-            return s + sign * jnp.log1p(jnp.maximum(c, least))
-
-        out = jax.tree.map(shrink, steps, params, pull)
-        return out, (decay_state, rate_state)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+def _log_shrink(c: jax.Array, sign: jax.Array, step: jax.Array) -> jax.Array:
+    """Returns the exponent of 1 + c, which is what decay leaves of a weight."""
+    del step
+    # Finite, or an infinite step the other way would make it undefined.
+    return sign * jnp.log1p(jnp.maximum(c, jnp.finfo(c.dtype).eps - 1))

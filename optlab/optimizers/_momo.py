@@ -280,8 +280,7 @@ def _step_size(gap: jax.Array, length: jax.Array, largest: Any) -> jax.Array:
 
 def _require(who: str, params: Any, value: Any) -> None:
     """Raises unless the parameters and one loss are there."""
-    if params is None:
-        raise TypeError(f"{who}: needs the parameters: update(..., params)")
+    links.require_params(who, params)
     if value is None:
         raise TypeError(
             f"{who}: an update needs the loss: tx.update(grads, state, params,"

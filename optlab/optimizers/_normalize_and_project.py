@@ -100,8 +100,7 @@ def normalize_and_project(
         **extra_args: Any,
     ) -> tuple[optax.Updates, NormalizeAndProjectState]:
         del extra_args
-        if params is None:
-            raise TypeError(f"{WHO}: needs the parameters: update(..., params)")
+        links.require_params(WHO, params)
         axes = _matrix_axes(params, views)
         weights = jax.tree.leaves(links.widen(params))
         steps, structure = jax.tree.flatten(updates)

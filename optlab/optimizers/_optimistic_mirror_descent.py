@@ -129,10 +129,7 @@ def optimistic_mirror_descent(
             out = jax.tree.map(lambda a, b, c: a + b - c, step, ahead, back)
             previous = _like(updates, state.previous)
             return out, OptimisticMirrorDescentState(now, previous, ())
-        if params is None:
-            raise TypeError(
-                "optimistic_mirror_descent: needs the parameters: update(..., params)"
-            )
+        links.require_params("optimistic_mirror_descent", params)
         start = params
         if mirror == "entropic":
             start = jax.tree.map(lambda x: _logarithm(x, axis), params)

@@ -158,8 +158,7 @@ def _on_manifold(
         **extra_args: Any,
     ) -> tuple[optax.Updates, RiemannianSgdState]:
         del extra_args
-        if params is None:
-            raise TypeError(f"{who}: needs the parameters: update(..., params)")
+        links.require_params(who, params)
         after = RiemannianSgdState(jnp.asarray(optax.safe_increment(state.count)))
         if not jax.tree.leaves(updates):
             return updates, after

@@ -133,8 +133,7 @@ def schedule_free(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScheduleFreeState]:
-        if params is None:
-            raise TypeError(f"{who}: needs the parameters: update(..., params)")
+        links.require_params(who, params)
         now = links.widen(params)
         count = jnp.asarray(optax.safe_increment(state.count))
         z, x = (_from(state.count, tree, now) for tree in (state.z, state.x))

@@ -125,8 +125,7 @@ def mechanic(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, MechanicState]:
-        if params is None:
-            raise TypeError(f"{who}: needs the parameters: update(..., params)")
+        links.require_params(who, params)
         g, x = links.widen(updates), links.widen(params)
         u, inner_state = inner.update(g, state.inner_state, x, **extra_args)
 

@@ -154,8 +154,7 @@ def sparse_finetuning(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SparseFinetuningState]:
-        if params is None:
-            raise TypeError(f"{WHO}: needs the parameters: update(..., params)")
+        links.require_params(WHO, params)
         weights, gradients = links.widen(params), links.widen(updates)
         trained = jax.lax.cond(
             jnp.isin(state.count, jnp.array([0, progressive_iter or 0])),

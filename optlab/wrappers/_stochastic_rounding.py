@@ -99,10 +99,7 @@ def stochastic_rounding(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, StochasticRoundingState]:
-        if params is None:
-            raise TypeError(
-                "stochastic_rounding: needs the parameters: update(..., params)"
-            )
+        links.require_params("stochastic_rounding", params)
         following, now = jax.random.split(state.key)
         steps, inner_state = inner.update(
             links.widen(updates), state.inner_state, links.widen(params), **extra_args

@@ -17,18 +17,9 @@ METHODS = [optimizers.dog, optimizers.ldog, optimizers.dowg]
 every_method = pytest.mark.parametrize("make", METHODS, ids=lambda f: f.__name__)
 read = optimizers.dog_params
 
+START, ZEROS = trajectories.START, trajectories.ZEROS
+tree_gradients = trajectories.tree_gradients
 ONE = np.ones(4, np.float32) / 2  # of length 1
-TREE = {"a": (4, 6), "b": (5,)}
-START = {name: np.ones(shape, np.float32) for name, shape in TREE.items()}
-ZEROS = jax.tree.map(np.zeros_like, START)
-
-
-def tree_gradients(steps, seed=0):
-    rng = np.random.default_rng(seed)
-    return [
-        {name: rng.normal(size=s).astype(np.float32) for name, s in TREE.items()}
-        for _ in range(steps)
-    ]
 
 
 def same(got, want, rtol=1e-6):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from optlab import optimizers
+from tests.optimizers import trajectories
 
 N = 64
 PARAMS = {"up": {"kernel": jax.ShapeDtypeStruct((N, N), jnp.float32)}}
@@ -45,8 +46,6 @@ LOW = functools.partial(functools.partial, rank=8)
     ],
 )
 def test_the_state_has_the_published_bytes_a_parameter(make, want):
-    state = jax.eval_shape(make(0.1).init, PARAMS)
-    arrays = [x for x in jax.tree.leaves(state) if x.ndim]
-    got = sum(x.size * x.dtype.itemsize for x in arrays) / N**2
+    got = trajectories.state_bytes(make(0.1), PARAMS) / N**2
     # Beside it a few numbers a matrix: norms, flags, indices.
     assert want <= got <= want + 80 / N**2

@@ -51,3 +51,27 @@ def rates(state):
         for path, value in jax.tree_util.tree_leaves_with_path(state)
         if jax.tree_util.keystr(path).endswith(".learning_rate")
     ]
+
+
+def state_bytes(tx, params):
+    """Counts the bytes of a first state but for single numbers; allocates nothing."""
+    arrays = [x for x in jax.tree.leaves(jax.eval_shape(tx.init, params)) if x.ndim]
+    return sum(x.size * x.dtype.itemsize for x in arrays)
+
+
+# A tree of two leaves, at ones.
+TREE = {"a": (4, 6), "b": (5,)}
+START = {name: np.ones(shape, np.float32) for name, shape in TREE.items()}
+ZEROS = jax.tree.map(np.zeros_like, START)
+
+
+def tree_gradients(steps, seed=0):
+    """Normal gradients of that tree, one a step."""
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            name: rng.normal(size=shape).astype(np.float32)
+            for name, shape in TREE.items()
+        }
+        for _ in range(steps)
+    ]

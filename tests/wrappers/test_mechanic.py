@@ -15,18 +15,9 @@ from tests.optimizers import bowl, trajectories
 
 INNER = {"sgd": optax.sgd, "adam": optax.adam}
 RATES = (1e-3, 1.0, 1e3)
+START, ZEROS = trajectories.START, trajectories.ZEROS
+tree_gradients = trajectories.tree_gradients
 BOTH = [jnp.float32, jnp.bfloat16]
-TREE = {"a": (4, 6), "b": (5,)}
-START = {name: np.ones(shape, np.float32) for name, shape in TREE.items()}
-ZEROS = jax.tree.map(np.zeros_like, START)
-
-
-def tree_gradients(steps, seed=0):
-    rng = np.random.default_rng(seed)
-    return [
-        {name: rng.normal(size=s).astype(np.float32) for name, s in TREE.items()}
-        for _ in range(steps)
-    ]
 
 
 @pytest.mark.parametrize("dtype", BOTH)

@@ -88,10 +88,9 @@ MORE_OF_ADAM: Any = tuple(
 MOMENTA: Any = ({"momentum": 0.9}, {"momentum": 0.7})
 
 
-def _momenta(kind: tuple[str, float]) -> dict[str, float]:
-    """The constants of a method for a condition number, but for the rate."""
-    name, condition = kind
-    found = optimizers.momentum_constants(name, smoothness=condition, convexity=1.0)
+def _triple(condition: float) -> dict[str, float]:
+    """The constants of triple momentum for a condition number, but for the rate."""
+    found = optimizers.momentum_constants("triple", smoothness=condition, convexity=1.0)
     return {"beta": found.beta, "gamma": found.gamma, "delta": found.delta}
 
 
@@ -160,9 +159,7 @@ METHODS: dict[str, Method] = {
         "exponentiated_gradient", 1.0, *MOMENTA, size="lecun"
     ),
     "exponentiated_adamw": of_row("exponentiated_adamw", 0.02, *ADAM, size="lecun"),
-    "triple_momentum": of_row(
-        "triple_momentum", 0.1, *map(_momenta, (("triple", 100.0), ("triple", 10.0)))
-    ),
+    "triple_momentum": of_row("triple_momentum", 0.1, _triple(100.0), _triple(10.0)),
     "optimistic_mirror_descent": of_row("optimistic_mirror_descent", 0.2),
     "fedhyper": of_row("fedhyper", 0.1, *({**m, "normalize": True} for m in MOMENTA)),
     "cautious adam": around_adam(wrappers.cautious),

@@ -71,7 +71,8 @@ def claims(rank: int) -> dict[str, tuple[str, Mapping[str, Any], Claim]]:
         0: "normalized_logistic scale",
         4: "sgd sgdp lion signum fedhyper scion rmsprop adagrad lars muon turbo_muon"
         " muon_bp dion2 triple_momentum optimistic_mirror_descent"
-        " exponentiated_gradient centralize_gradients clip_coordinates qk_clip momo dowg",
+        " exponentiated_gradient centralize_gradients clip_coordinates qk_clip momo"
+        " dowg",
         8: "adamw nadamw adamp adabelief yogi adopt radam adamax simplified_ademamix"
         " lamb exponentiated_adamw adahessian sophia schedule_free_sgd cautious"
         " project_scale_invariant stochastic_rounding dadapt_sgd dadapt_lion dog ldog"

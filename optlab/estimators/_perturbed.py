@@ -193,11 +193,7 @@ def perturbation_by_rows(
       norms of gradients; their formulas could not be verified and are not here.
     """
     links.require_nonnegative("perturbation_by_rows", sigma=sigma)
-    views = views(params) if callable(views) else views
-    known = {
-        trees.path_string(path): view
-        for path, view in jax.tree_util.tree_leaves_with_path(views)
-    }
+    known = trees.views_by_path(params, views)
     leaves = jax.tree_util.tree_leaves_with_path(links.widen(params))
     keys = jax.random.split(key, max(len(leaves), 1))
 

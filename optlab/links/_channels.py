@@ -42,17 +42,12 @@ def channel_axes(
     Source:
       Written for this library.
     """
-    known = {}
-    if channel_axis is None:
-        found = views(tree) if callable(views) else views
-        known = {
-            trees.path_string(path): (view.reduction, view.output)
-            for path, view in jax.tree_util.tree_leaves_with_path(found)
-        }
+    known = trees.views_by_path(tree, views) if channel_axis is None else {}
     out = []
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         path, rank = trees.path_string(key_path), jnp.ndim(leaf)
-        axes = known.get(path)
+        view = known.get(path)
+        axes = view and (view.reduction, view.output)
         if channel_axis is not None and rank > 1:
             named = channel_axis if isinstance(channel_axis, tuple) else (channel_axis,)
             output = {axis % rank for axis in named if -rank <= axis < rank}

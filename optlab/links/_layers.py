@@ -34,11 +34,7 @@ def layer_axes(
     Source:
       Written for this library.
     """
-    found = views(tree) if callable(views) else views
-    known = {
-        trees.path_string(path): view
-        for path, view in jax.tree_util.tree_leaves_with_path(found)
-    }
+    known = trees.views_by_path(tree, views)
     axes = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         view, rank = known.get(trees.path_string(path)), jnp.ndim(leaf)

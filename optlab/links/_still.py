@@ -67,11 +67,7 @@ def hold_still(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
-        found = views(updates) if callable(views) else views
-        known = {
-            trees.path_string(path): view
-            for path, view in jax.tree_util.tree_leaves_with_path(found)
-        }
+        known = trees.views_by_path(updates, views)
 
         def held(path: Any, g: jax.Array, u: jax.Array) -> jax.Array:
             view = known.get(trees.path_string(path))

@@ -147,14 +147,11 @@ def scale_by_adafactor(
 
 def _sides(params: Any, views: Any, min_size: int) -> list[Any]:
     """For each leaf the axes of its rows and of its columns; None if not factored."""
-    found = views(params) if callable(views) else views
-    known = {
-        trees.path_string(path): (view.reduction, view.output)
-        for path, view in jax.tree_util.tree_leaves_with_path(found)
-    }
+    known = trees.views_by_path(params, views)
 
     def sides(path: Any, leaf: Any) -> Any:
-        pair, shape = known.get(trees.path_string(path)), jnp.shape(leaf)
+        view, shape = known.get(trees.path_string(path)), jnp.shape(leaf)
+        pair = view and (view.reduction, view.output)
         # One row or column has nothing to share; of no entries there is no mean.
         sizes = [math.prod(shape[axis] for axis in part) for part in pair or ()]
         factored = sizes and min(sizes) >= max(min_size, 2) and math.prod(shape)

@@ -156,11 +156,7 @@ def _mean_square(v, diagonal, axes, b2, abs_before_average):
 
 def _block_axes(tree: Any, views: Any, average: str) -> Any:
     """Returns a tree with the axes over which each leaf is averaged."""
-    views = views(tree) if callable(views) else views
-    known = {
-        trees.path_string(path): view
-        for path, view in jax.tree_util.tree_leaves_with_path(views)
-    }
+    known = trees.views_by_path(tree, views)
 
     def axes(path: Any, x: Any) -> tuple[int, ...]:
         name = trees.path_string(path)

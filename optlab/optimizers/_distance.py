@@ -1,4 +1,4 @@
-"""What methods share whose rate is an estimate of the distance to the solution."""
+"""What methods share that keep numbers of the whole tree, such as a distance."""
 
 from typing import Any
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optlab import links
+from optlab.optimizers import _distance
 
 
 class MomoState(NamedTuple):
@@ -216,7 +217,7 @@ def _model(
 
     def init(params: optax.Params) -> MomoState:
         mu, nu = (optax.tree.zeros_like(links.widen(params)) for _ in range(2))
-        numbers = [jnp.zeros((), float) for _ in range(3)]
+        numbers = _distance.numbers(3)
         count, rate = jnp.zeros((), jnp.int32), link.init(params)
         nu = nu if squares else None
         return MomoState(count, *numbers, mu=mu, nu=nu, rate=rate)
@@ -257,15 +258,10 @@ def _model(
             bound = jnp.maximum(reached, lower_bound)
 
         sound = jnp.isfinite(f) & jnp.isfinite(cap) & jnp.isfinite(length)
-        step = jax.tree.map(lambda u, x: -(tau * u + c * x) / (1 + c), u, x)
-        out = jax.tree.map(
-            lambda u, g: jnp.where(sound, u, 0).astype(g.dtype), step, updates
-        )
+        step = jax.tree.map(lambda u, x: (tau * u + c * x) / (1 + c), u, x)
         new = MomoState(t, f, product, bound, mu, nu, rate)
-        kept = jax.tree.map(
-            lambda n, o: jnp.where(sound, n, o).astype(o.dtype), new, state
-        )
-        return out, kept._replace(rate=rate)
+        out = _distance.steps(sound, step, updates)
+        return out, _distance.held(sound, new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

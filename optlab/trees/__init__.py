@@ -19,3 +19,4 @@ from optlab.trees._tensors import gathered as gathered
 from optlab.trees._tensors import stacks_with_places as stacks_with_places
 from optlab.trees._tensors import tensor_stacks as tensor_stacks
 from optlab.trees._views import matrix_views as matrix_views
+from optlab.trees._views import views_by_path as views_by_path

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optlab.trees import _matrices, _paths, _tensors
+from optlab.trees import _matrices, _paths, _tensors, _views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +50,7 @@ def layer_groups(tree: Any, views: Any) -> list[tuple[Layer, ...]]:
       ...  for group in trees.layer_groups(tree, trees.matrix_views)]
       [[('up', (1, 3, 3))]]
     """
-    views = views(tree) if callable(views) else views
-    known = {
-        _paths.path_string(path): view
-        for path, view in jax.tree_util.tree_leaves_with_path(views)
-    }
+    known = _views.views_by_path(tree, views)
     leaves = {
         _paths.path_string(path): (index, jnp.shape(leaf))
         for index, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(tree))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optlab.trees import _matrices, _paths
+from optlab.trees import _matrices, _paths, _views
 
 
 def stack_by_shape(
@@ -102,11 +102,7 @@ def leaf_views(who: str, tree: Any, views: Any) -> list[_matrices.MatrixView]:
       >>> trees.leaf_views("muon", tree, trees.matrix_views)
       [MatrixView(reduction=(0,), output=(1,), split=None)]
     """
-    views = views(tree) if callable(views) else views
-    known = {
-        _paths.path_string(path): view
-        for path, view in jax.tree_util.tree_leaves_with_path(views)
-    }
+    known = _views.views_by_path(tree, views)
     found = []
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         path = _paths.path_string(key_path)

@@ -96,6 +96,31 @@ def matrix_views(
     return jax.tree_util.tree_map_with_path(view, params)
 
 
+def views_by_path(tree: Any, views: Any) -> dict[str, MatrixView]:
+    """Looks up how the leaves of a tree are read.
+
+    Args:
+      tree: Tree of arrays or `jax.ShapeDtypeStruct`.
+      views: Tree of views, or the function that finds them in the tree. It may have
+        more leaves than the tree: inside a partition some are hidden.
+
+    Returns:
+      The views by path; leaves that are no matrix are left out.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optlab import trees
+      >>> tree = {"up": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+      >>> trees.views_by_path(tree, trees.matrix_views)
+      {'up/kernel': MatrixView(reduction=(0,), output=(1,), split=None)}
+    """
+    views = views(tree) if callable(views) else views
+    return {
+        path_string(path): view
+        for path, view in jax.tree_util.tree_leaves_with_path(views)
+    }
+
+
 def _refuse_tied(leaves: list[tuple[Any, Any]]) -> None:
     seen: dict[int, str] = {}
     for key_path, leaf in leaves:

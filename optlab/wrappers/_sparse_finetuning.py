@@ -209,10 +209,7 @@ def _pull_on_one(
 ) -> Any:
     """Draws a matrix: its U V^T, zeros for all others, None for what is never drawn."""
     found = views(weights) if callable(views) else views
-    known = {
-        trees.path_string(path): view
-        for path, view in jax.tree_util.tree_leaves_with_path(found)
-    }
+    known = trees.views_by_path(weights, found)
 
     def sparse(path: Any, m: jax.Array, x: jax.Array) -> jax.Array | None:
         view = known.get(trees.path_string(path))

@@ -68,7 +68,7 @@ def claims(rank: int) -> dict[str, tuple[str, Mapping[str, Any], Claim]]:
     # are kept too, where the paper has none: shapes cannot depend on the weights.
     # Those without any remember something of the head alone.
     entries = {
-        0: "normalized_logistic scale",
+        0: "adagrad_norm normalized_logistic scale",
         4: "sgd sgdp lion signum fedhyper scion rmsprop adagrad lars muon turbo_muon"
         " muon_bp dion2 triple_momentum optimistic_mirror_descent"
         " exponentiated_gradient centralize_gradients clip_coordinates qk_clip momo"

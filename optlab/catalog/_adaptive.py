@@ -1,4 +1,4 @@
-"""Rows of the optimizers that Optax has too."""
+"""Rows of adaptive optimizers, most of which Optax has too."""
 
 from optlab import optimizers
 from optlab.catalog._row import Paper, Row
@@ -93,6 +93,24 @@ ROWS = (
         ),
         defaults={"learning_rate": 1e-1},
         static=("mask",),
+    ),
+    Row(
+        "adagrad_norm",
+        optimizers.adagrad_norm,
+        "optimizers",
+        "adaptive",
+        Paper(
+            "Ward, Wu, Bottou",
+            "AdaGrad stepsizes: sharp convergence over nonconvex landscapes",
+            2018,
+            "https://arxiv.org/abs/1806.01811",
+        ),
+        defaults={"learning_rate": 1.0},
+        static=("mask",),
+        exempt={
+            "nonfinite_stays_in_its_leaf": "one length of the gradient, that of the"
+            " whole tree, sets all steps"
+        },
     ),
     Row(
         "amsgrad",

@@ -12,6 +12,13 @@ from optlab.optimizers._adafactor import (
 from optlab.optimizers._adafactor import adafactor as adafactor
 from optlab.optimizers._adafactor import scale_by_adafactor as scale_by_adafactor
 from optlab.optimizers._adagrad import adagrad as adagrad
+from optlab.optimizers._adagrad_norm import (
+    ScaleByAdagradNormState as ScaleByAdagradNormState,
+)
+from optlab.optimizers._adagrad_norm import adagrad_norm as adagrad_norm
+from optlab.optimizers._adagrad_norm import (
+    scale_by_adagrad_norm as scale_by_adagrad_norm,
+)
 from optlab.optimizers._adahessian import (
     ScaleByAdahessianState as ScaleByAdahessianState,
 )

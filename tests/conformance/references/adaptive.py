@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tests.conformance.references.tuning_free import one_vector
 from tests.conformance.references.walking import each_leaf
 
 
@@ -73,8 +74,21 @@ def sgd_sai(h):
     return each_leaf(step)
 
 
+def adagrad_norm(h):
+    """One sum of squares for the whole tree."""
+    eta, decay = h["learning_rate"], h["weight_decay"]
+
+    def step(x, g, memory):
+        square = (h["initial_norm"] ** 2 if memory is None else memory) + g @ g
+        u = g / (np.sqrt(square) + h["eps"])
+        return x - eta * (u + decay * x), square
+
+    return one_vector(step)
+
+
 REFERENCES = {
     "adabelief": adabelief,
+    "adagrad_norm": adagrad_norm,
     "adan": adan,
     "diffgrad": diffgrad,
     "sgd_sai": sgd_sai,

@@ -14,29 +14,20 @@ import argparse
 import dataclasses
 import functools
 import json
-import math
 import pathlib
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import grids
-import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 import parallel
-from flax import nnx
+import races
 
 from optlab import catalog, links, optimizers, schedules, wrappers
 from optlab.lab import runs, workloads
 
 RECORD = pathlib.Path(__file__).with_suffix(".json")
-SWEEP_SEEDS = {"digits": (0, 4, 5), "shakespeare": (0,)}
-SEEDS = (1, 2, 3)
-STEPS = {"digits": 200, "shakespeare": 120}
-WARMUP = 0.1  # of the steps; then linearly to zero
-BASELINE = "adamw"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,17 +185,11 @@ class Tuning:
     @property
     def folder(self) -> str:
         """Names the folder."""
-        return f"{self.workload}-{self.method}".replace(", ", "-").replace(" ", "-")
+        return races.folder(f"{self.workload}-{self.method}")
 
     def run(self, out: pathlib.Path) -> dict[str, Any]:
         """Tunes, or reads back what is there."""
-        record = out / "result.json"
-        if record.exists():
-            return runs.read_json(record)
-        out.mkdir(parents=True, exist_ok=True)
-        found = tune(self.method, self.workload)
-        runs.write_json(record, found)
-        return found
+        return races.kept(out, lambda: tune(self.method, self.workload))
 
 
 def tune(name: str, workload: str) -> dict[str, Any]:
@@ -214,7 +199,7 @@ def tune(name: str, workload: str) -> dict[str, Any]:
         trained = trainer(name, workload, tuple(settings.items()))
 
         def losses_at(rates: list[float], trained: Any = trained) -> dict[float, float]:
-            seeds = SWEEP_SEEDS[workload]
+            seeds = races.SWEEP_SEEDS[workload]
             return {
                 rate: statistics.mean(trained(rate, seed)[0] for seed in seeds)
                 for rate in rates
@@ -224,7 +209,7 @@ def tune(name: str, workload: str) -> dict[str, Any]:
         best = min(sweep, key=sweep.__getitem__)
         tried.append((sweep[best], best, dict(settings), sweep, trained))
     _, rate, settings, _, trained = min(tried, key=lambda trial: trial[0])
-    finals = [trained(rate, seed) for seed in SEEDS]
+    finals = [trained(rate, seed) for seed in races.SEEDS]
     return {
         "method": name,
         "workload": workload,
@@ -236,7 +221,7 @@ def tune(name: str, workload: str) -> dict[str, Any]:
         "sweeps": [
             {
                 "settings": tested,
-                "losses": {f"{r:g}": _finite(x) for r, x in sorted(sweep.items())},
+                "losses": {f"{r:g}": races.finite(x) for r, x in sorted(sweep.items())},
             }
             for _, _, tested, sweep, _ in tried
         ],
@@ -248,54 +233,18 @@ def trainer(
     name: str, workload: str, settings: tuple[tuple[str, Any], ...]
 ) -> Callable[[float, int], tuple[float, float]]:
     """Compiles a whole run; returns the function from rate and seed to its ends."""
-    method, steps = METHODS[name], STEPS[workload]
+    method, steps = METHODS[name], races.STEPS[workload]
     task = workloads.get(
         workload, method.size if workload == "shakespeare" else "default"
     )
-    graph, _ = nnx.split(task.make_model(0))
-    valid = task.valid_batches()
 
-    def loss(params: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return task.loss(nnx.merge(graph, params), batch)
-
-    @jax.jit
-    def train(rate: jax.Array, params: Any, batches: Any) -> Any:
+    def make(rate: Any) -> optax.GradientTransformation:
         schedule = schedules.linear(
-            rate, total_steps=steps, warmup_steps=int(WARMUP * steps)
+            rate, total_steps=steps, warmup_steps=int(races.WARMUP * steps)
         )
-        tx = optax.with_extra_args_support(method.build(schedule, **dict(settings)))
+        return method.build(schedule, **dict(settings))
 
-        def step(carry: Any, batch: Any) -> tuple[Any, None]:
-            params, state = carry
-            (value, _), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
-            updates, state = tx.update(grads, state, params, value=value)
-            return (optax.apply_updates(params, updates), state), None
-
-        (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), batches)
-        return params
-
-    @jax.jit
-    def ends(params: Any) -> tuple[jax.Array, jax.Array]:
-        losses, facts = zip(*(loss(params, batch) for batch in valid), strict=True)
-        accuracies = [fact["accuracy"] for fact in facts]
-        return jnp.mean(jnp.stack(losses)), jnp.mean(jnp.stack(accuracies))
-
-    def trained(rate: float, seed: int) -> tuple[float, float]:
-        _, params = nnx.split(task.make_model(seed))
-        final, accuracy = ends(train(rate, params, _batches(task, seed, steps)))
-        return float(final) if math.isfinite(final) else math.inf, float(accuracy)
-
-    return trained
-
-
-@functools.lru_cache(maxsize=8)
-def _batches(task: workloads.Workload, seed: int, steps: int) -> Any:
-    rows = [task.batch(seed, step) for step in range(steps)]
-    return jax.tree.map(lambda *parts: np.stack(parts), *rows)
-
-
-def _finite(loss: float) -> float | None:
-    return loss if math.isfinite(loss) else None
+    return races.trainer(task, steps, make)
 
 
 def run_all(pool: parallel.Pool, names: list[str], workload_names: list[str]) -> None:
@@ -308,7 +257,7 @@ def run_all(pool: parallel.Pool, names: list[str], workload_names: list[str]) ->
         found = {(cell["workload"], cell["method"]): cell for cell in cells}
     for job in jobs:
         found[job.workload, job.method] = job.run(pool.out / job.folder)
-    order = [(workload, name) for workload in STEPS for name in METHODS]
+    order = [(workload, name) for workload in races.STEPS for name in METHODS]
     runs.write_json(RECORD, [found[key] for key in order if key in found])
 
 
@@ -316,7 +265,7 @@ def report() -> str:
     """Returns a table for each workload, the lowest loss first."""
     cells = json.loads(RECORD.read_text())
     tables = []
-    for workload, steps in STEPS.items():
+    for workload, steps in races.STEPS.items():
         here = [cell for cell in cells if cell["workload"] == workload]
         lines = [
             f"| `{workload}`, {steps} steps | rate | settings | runs of the sweep |"
@@ -342,7 +291,9 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, help="folder of the runs")
     parser.add_argument("--jobs", type=int, default=2, help="methods at a time")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="some only")
-    parser.add_argument("--workloads", nargs="+", default=list(STEPS), help="some only")
+    parser.add_argument(
+        "--workloads", nargs="+", default=list(races.STEPS), help="some only"
+    )
     parser.add_argument("--report", action="store_true", help="print the tables only")
     flags = parser.parse_args()
     if not flags.report:

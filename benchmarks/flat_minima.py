@@ -166,14 +166,17 @@ class Method:
     gradient: Callable[[Step], tuple[Any, Any]]
     strengths: tuple[float, ...] = (0.0,)
     memory: Callable[[Task, Any], Any] = lambda data, params: ()
+    gradients: int = 1
 
 
 RADII = (0.1, 0.2, 0.4, 0.8)
 METHODS = {
     "sgd": Method(plain),
-    "sam": Method(sharp, RADII),
-    "sam, 5 groups": Method(functools.partial(sharp, groups=5), RADII),
-    "asam": Method(functools.partial(sharp, adaptive=True), (0.5, 1.0, 2.0, 4.0)),
+    "sam": Method(sharp, RADII, gradients=2),
+    "sam, 5 groups": Method(functools.partial(sharp, groups=5), RADII, gradients=2),
+    "asam": Method(
+        functools.partial(sharp, adaptive=True), (0.5, 1.0, 2.0, 4.0), gradients=2
+    ),
     "along momentum": Method(functools.partial(beside, perturb=along_momentum), RADII),
     "noise by rows": Method(
         functools.partial(beside, perturb=by_rows), (0.1, 0.2, 0.4)
@@ -357,13 +360,15 @@ def report(record: dict[str, Any]) -> str:
     """Writes both tables."""
     base = record["minima"]["sgd"]
     lines = [
-        "| gradient | rate | strength | training loss | validation loss | errors, % |"
-        " largest eigenvalue | FLOP / sgd | time / sgd |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| method | gradients a step | rate | strength | training loss |"
+        " validation loss | errors, % | largest eigenvalue | FLOP / sgd | ms a step |"
+        " time / sgd |",
+        "| --- |" + " ---: |" * 10,
     ]
     for name, row in record["minima"].items():
         cells = (
             name,
+            str(METHODS[name].gradients),
             f"{row['rate']:g}",
             f"{row['strength']:g}" if row["strength"] else "",
             f"{statistics.mean(row['train']):.4f}",
@@ -371,6 +376,7 @@ def report(record: dict[str, Any]) -> str:
             spread(row["errors"], 2, 100),
             spread(row["sharpness"], 2),
             f"{row['flops'] / base['flops']:.2f}",
+            f"{1000 * row['seconds']:.2f}",
             f"{row['seconds'] / base['seconds']:.2f}",
         )
         lines.append(f"| {' | '.join(cells)} |")

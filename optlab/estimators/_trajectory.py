@@ -43,7 +43,8 @@ def saf_loss(
     Args:
       logits: Outputs z, shape (..., classes); float32 or wider inside.
       past_logits: Outputs z', like them.
-      labels: Classes, integers of shape (...), or probabilities like logits.
+      labels: Classes, integers of shape (...), or probabilities like logits. What is no
+        class, such as -1, has no cross entropy, and counts in the mean.
       weight: Weight of the distance, 0 or more.
       temperature: Temperature T, above 0.
       known: Booleans of shape (...): which examples have a z'. For the others the

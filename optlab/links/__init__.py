@@ -24,6 +24,7 @@ from optlab.links._ranges import require_nonnegative as require_nonnegative
 from optlab.links._ranges import require_one_rate as require_one_rate
 from optlab.links._ranges import require_params as require_params
 from optlab.links._ranges import require_positive as require_positive
+from optlab.links._ranges import require_transformation as require_transformation
 from optlab.links._rate import ScaleByLearningRateState as ScaleByLearningRateState
 from optlab.links._rate import scale_by_learning_rate as scale_by_learning_rate
 from optlab.links._rectification import rectification as rectification

@@ -113,3 +113,26 @@ def require_params(who: str, params: Any) -> None:
     """
     if params is None:
         raise TypeError(f"{who}: needs the parameters: update(..., params)")
+
+
+def require_transformation(who: str, inner: Any) -> None:
+    """Raises unless what a wrapper is put around is a transformation.
+
+    Args:
+      who: Name of the wrapper, for the error.
+      inner: What it was given.
+
+    Raises:
+      TypeError: If it has no `init` and `update`.
+
+    Example:
+      >>> from optlab import links
+      >>> links.require_transformation("mechanic", 1)
+      Traceback (most recent call last):
+      TypeError: mechanic: inner must be a transformation such as optax.sgd(1.0), got 1
+    """
+    if not (hasattr(inner, "init") and hasattr(inner, "update")):
+        raise TypeError(
+            f"{who}: inner must be a transformation such as optax.sgd(1.0), got"
+            f" {inner!r}"
+        )

@@ -88,11 +88,17 @@ def scale_by_adafactor(
         who, decay_power=decay_power, eps=eps, max_rms=max_rms, min_scale=min_scale
     )
 
+    # One program: sums over devices that are started one by one may block each other.
+    @jax.jit
+    def first_means(zeros: Any) -> Any:
+        known = zip(jax.tree.leaves(zeros), _sides(zeros, views, min_size), strict=True)
+        return [_means(zero, own) for zero, own in known if own]
+
     def init(params: optax.Params) -> ScaleByAdafactorState:
-        leaves, structure = jax.tree.flatten(links.widen(params))
-        zeros = list(map(jnp.zeros_like, leaves))
-        known = list(zip(zeros, _sides(params, views, min_size), strict=True))
-        pairs = [_means(zero, own) for zero, own in known if own]
+        zeros = jax.tree.map(jnp.zeros_like, links.widen(params))
+        pairs = first_means(zeros)
+        leaves, structure = jax.tree.flatten(zeros)
+        known = zip(leaves, _sides(params, views, min_size), strict=True)
         whole = [optax.MaskedNode() if own else zero for zero, own in known]
         # An array in place of none: Optax asks so what is not shaped like parameters.
         rows, columns = zip(*pairs, strict=True) if pairs else (jnp.zeros(()),) * 2

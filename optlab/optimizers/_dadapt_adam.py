@@ -84,8 +84,9 @@ def dadapt_adam(
       finite leaves d as it was.
 
     Raises:
-      ValueError: If a number is out of range, learning_rate is a schedule for each
-        group, or an update comes without the parameters.
+      TypeError: If an update comes without the parameters.
+      ValueError: If a number is out of range, or learning_rate is a schedule for each
+        group.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -131,6 +132,7 @@ def dadapt_adam(
         **extra_args: Any,
     ) -> tuple[optax.Updates, DadaptAdamState]:
         del extra_args
+        links.require_params(who, params)
         g, x = links.widen(updates), links.widen(params)
         rates = _distance.decays(weight_decay, mask, x)
         if not decoupled:

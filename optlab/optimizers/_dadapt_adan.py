@@ -90,8 +90,9 @@ def dadapt_adan(
       finite leaves d as it was.
 
     Raises:
-      ValueError: If a number is out of range, decay_order is unknown, learning_rate is
-        a schedule for each group, or an update comes without the parameters.
+      TypeError: If an update comes without the parameters.
+      ValueError: If a number is out of range, decay_order is unknown, or learning_rate
+        is a schedule for each group.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -139,6 +140,7 @@ def dadapt_adan(
         **extra_args: Any,
     ) -> tuple[optax.Updates, DadaptAdanState]:
         del extra_args
+        links.require_params(who, params)
         g, x = links.widen(updates), links.widen(params)
         rates = _distance.decays(weight_decay, mask, x)
         rate: Any = link.update(jnp.ones(()), state.rate)[1]

@@ -75,8 +75,9 @@ def dadapt_lion(
       finite leaves d as it was.
 
     Raises:
-      ValueError: If a number is out of range, learning_rate is a schedule for each
-        group, or an update comes without the parameters.
+      TypeError: If an update comes without the parameters.
+      ValueError: If a number is out of range, or learning_rate is a schedule for each
+        group.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -121,6 +122,7 @@ def dadapt_lion(
         **extra_args: Any,
     ) -> tuple[optax.Updates, DadaptLionState]:
         del extra_args
+        links.require_params(who, params)
         g, x = links.widen(updates), links.widen(params)
         rates = _distance.decays(weight_decay, mask, x)
         rate: Any = link.update(jnp.ones(()), state.rate)[1]

@@ -74,8 +74,9 @@ def dadapt_sgd(
       estimate that is not finite leaves d as it was.
 
     Raises:
-      ValueError: If a number is out of range, learning_rate is a schedule for each
-        group, or an update comes without the parameters.
+      TypeError: If an update comes without the parameters.
+      ValueError: If a number is out of range, or learning_rate is a schedule for each
+        group.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -121,6 +122,7 @@ def dadapt_sgd(
         **extra_args: Any,
     ) -> tuple[optax.Updates, DadaptSgdState]:
         del extra_args
+        links.require_params(who, params)
         g, x = links.widen(updates), links.widen(params)
         rates = _distance.decays(weight_decay, mask, x)
         g = jax.tree.map(lambda g, c, x: g + c * x, g, rates, x)

@@ -44,9 +44,7 @@ def decays(weight_decay: Any, mask: Any, params: Any) -> Any:
     """Returns for each entry of the parameters how much it decays."""
     link = links.add_decayed_weights(weight_decay, mask)
     zeros, ones = optax.tree.zeros_like(params), optax.tree.ones_like(params)
-    return link.update(zeros, link.init(params), ones if params is not None else None)[
-        0
-    ]
+    return link.update(zeros, link.init(params), ones)[0]
 
 
 def held(moves: jax.Array, new: Any, old: Any) -> Any:

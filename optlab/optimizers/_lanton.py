@@ -113,11 +113,16 @@ def scale_by_lanton(
         accumulator_dtype=accumulator_dtype,
     )
 
+    # One program: sums over devices that are started one by one may block each other.
+    @jax.jit
+    def first_sums(zeros: Any) -> Any:
+        return jax.tree.map(links.settled, _sum_of_each_matrix(zeros, views))
+
     def init(params: optax.Params) -> ScaleByLantonState:
         trees.leaf_views("scale_by_lanton", params, views)
         inner = muon.init(params)
         zeros = jax.tree.map(jnp.zeros_like, links.widen(params))
-        noise: Any = jax.tree.map(links.settled, _sum_of_each_matrix(zeros, views))
+        noise = first_sums(zeros)
         if not jax.tree.leaves(noise):
             # Optax asks in this way which parts of a state are shaped like the
             # parameters; these numbers are not.

@@ -96,9 +96,13 @@ def scale_by_normuon(
         accumulator_dtype=accumulator_dtype,
     )
 
+    # One program: sums over devices that are started one by one may block each other.
+    @jax.jit
+    def first_means(zeros: Any) -> Any:
+        return jax.tree.map(links.settled, _mean_over_fan_in(zeros, views))
+
     def init(params: optax.Params) -> ScaleByNormuonState:
-        zeros = jax.tree.map(jnp.zeros_like, links.widen(params))
-        second: Any = jax.tree.map(links.settled, _mean_over_fan_in(zeros, views))
+        second = first_means(jax.tree.map(jnp.zeros_like, links.widen(params)))
         if not jax.tree.leaves(second):
             # Optax asks in this way which parts of a state are shaped like the
             # parameters; these numbers are not.

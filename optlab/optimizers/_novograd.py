@@ -68,8 +68,11 @@ def scale_by_novograd(
         pairs = zip(jax.tree.leaves(links.widen(tree)), axes, strict=True)
         return [links.settled(links.norm_over(x, own or ())) for x, own in pairs]
 
+    # One program: sums over devices that are started one by one may block each other.
+    first_lengths = jax.jit(lengths)
+
     def init(params: optax.Params) -> ScaleByNovogradState:
-        zeros = tuple(lengths(jax.tree.map(jnp.zeros_like, links.widen(params))))
+        zeros = tuple(first_lengths(jax.tree.map(jnp.zeros_like, links.widen(params))))
         # An array in place of none: Optax asks so what is not shaped like parameters.
         return ScaleByNovogradState(jnp.zeros((), jnp.int32), zeros or jnp.zeros(()))
 

@@ -1,5 +1,6 @@
 """Prodigy: Adam whose learning rate is an estimate of the distance to the solution."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -99,8 +100,9 @@ def prodigy(
       finite leaves d as it was.
 
     Raises:
-      ValueError: If a number is out of range, learning_rate is a schedule for each
-        group, or an update comes without the parameters.
+      TypeError: If an update comes without the parameters.
+      ValueError: If a number is out of range, or learning_rate is a schedule for each
+        group.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -140,10 +142,14 @@ def prodigy(
     link = links.scale_by_learning_rate(learning_rate)
     decay = links.add_decayed_weights(weight_decay, mask)
 
+    # One program: what devices send each other leaf by leaf may block them.
+    slices = jax.jit(functools.partial(_every, p=slice_p))
+
     def init(params: optax.Params) -> ProdigyState:
         numbers = _distance.numbers(3)
         zeros = [optax.tree.zeros_like(links.widen(params)) for _ in range(4)]
-        zeros[2:] = (_every(tree, slice_p) for tree in zeros[2:])
+        if slice_p > 1:
+            zeros[2:] = map(slices, zeros[2:])
         count = jnp.zeros((), jnp.int32)
         return ProdigyState(count, *numbers, *zeros, rate=link.init(params))
 
@@ -154,6 +160,7 @@ def prodigy(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ProdigyState]:
         del extra_args
+        links.require_params(who, params)
         g, x = links.widen(updates), links.widen(params)
         if not decoupled:
             g, _ = decay.update(g, decay.init(x), x)

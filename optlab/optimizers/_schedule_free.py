@@ -80,7 +80,8 @@ def schedule_free(
       rounded, and whatever else moves them is undone.
 
     Raises:
-      TypeError: If an update comes without the parameters.
+      TypeError: If inner is no transformation, or an update comes without the
+        parameters.
       ValueError: If a number is out of range, decay_at is unknown, or learning_rate is
         a schedule for each group.
 
@@ -110,6 +111,7 @@ def schedule_free(
     links.require_nonnegative(who, weight_decay=weight_decay)
     links.require_one_rate(who, learning_rate)
     _check(who, warmup_steps, decay_at)
+    links.require_transformation(who, inner)
     inner = optax.with_extra_args_support(inner)
     link = links.scale_by_learning_rate(learning_rate)
     decay = links.add_decayed_weights(weight_decay, mask)

@@ -40,6 +40,7 @@ def cautious(
       is not a number makes its leaf so.
 
     Raises:
+      TypeError: If inner is no transformation.
       ValueError: If min_share is out of range.
 
     Example:
@@ -60,6 +61,7 @@ def cautious(
         raise ValueError(
             f"cautious: min_share must be above 0 and at most 1, got {min_share}"
         )
+    links.require_transformation("cautious", inner)
     inner = optax.with_extra_args_support(inner)
     sign = -1 if downhill else 1
 

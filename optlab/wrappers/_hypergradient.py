@@ -73,7 +73,7 @@ def hypergradient(
     Raises:
       ValueError: If the rule is unknown, a rate is negative, or the bounds do not hold
         the first rate.
-      TypeError: If the learning rate is a schedule.
+      TypeError: If the learning rate is a schedule, or inner no transformation.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -95,6 +95,7 @@ def hypergradient(
       library.
     """
     _check(learning_rate, hyper_learning_rate, rule, bounds)
+    links.require_transformation("hypergradient", inner)
     inner = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> HypergradientState:

@@ -73,7 +73,8 @@ def mechanic(
       their rounding.
 
     Raises:
-      TypeError: If an update comes without the parameters.
+      TypeError: If inner is no transformation, or an update comes without the
+        parameters.
       ValueError: If a number is out of range.
 
     Example:
@@ -110,6 +111,7 @@ def mechanic(
         raise ValueError(
             f"{who}: decays must be a whole number of 1 or more, got {decays}"
         )
+    links.require_transformation(who, inner)
     inner = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> MechanicState:

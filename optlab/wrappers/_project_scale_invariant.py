@@ -52,7 +52,7 @@ def project_scale_invariant(
       or wider. Updates keep their dtype.
 
     Raises:
-      TypeError: If there are no parameters.
+      TypeError: If inner is no transformation, or there are no parameters.
       ValueError: If a number is negative, or a leaf has no such axis.
 
     Example:
@@ -71,6 +71,7 @@ def project_scale_invariant(
     """
     who = "project_scale_invariant"
     links.require_nonnegative(who, eps=eps, delta=delta, wd_ratio=wd_ratio)
+    links.require_transformation(who, inner)
     inner = optax.with_extra_args_support(inner)
     decay = links.add_decayed_weights(weight_decay, mask)
 

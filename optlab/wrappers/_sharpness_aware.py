@@ -42,7 +42,8 @@ def sharpness_aware(
       the inner step.
 
     Raises:
-      TypeError: If an update has neither `loss_fn` nor `value_fn`, or no parameters.
+      TypeError: If inner is no transformation, or an update has neither `loss_fn` nor
+        `value_fn`, or one that is no function, or no parameters.
       ValueError: If rho is negative, or `optax.masked` or `optax.partition` hides
         parameters that the loss needs: put them inside.
 
@@ -62,6 +63,7 @@ def sharpness_aware(
       count calls, and there is the adaptive radius.
     """
     links.require_nonnegative("sharpness_aware", rho=rho)
+    links.require_transformation("sharpness_aware", inner)
     inner = links.in_float32(inner)
 
     def update(
@@ -92,6 +94,12 @@ def _loss(params: Any, extra_args: Mapping[str, Any]) -> Any:
             "sharpness_aware: an update needs the loss and the parameters:"
             " tx.update(grads, state, params, loss_fn=loss), loss from parameters to"
             " the loss on this batch"
+        )
+
+    if not callable(loss):
+        raise TypeError(
+            "sharpness_aware: loss_fn is the loss as a function of the parameters, not"
+            f" its value; got {type(loss).__name__}"
         )
 
     def is_masked(x: Any) -> bool:

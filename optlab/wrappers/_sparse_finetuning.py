@@ -103,7 +103,7 @@ def sparse_finetuning(
       averages of frozen entries are zeros, but they are kept.
 
     Raises:
-      TypeError: If there are no parameters.
+      TypeError: If inner is no transformation, or there are no parameters.
       ValueError: If a number is out of range.
 
     Example:
@@ -133,6 +133,7 @@ def sparse_finetuning(
             f"{WHO}: progressive_iter must be 1 or more, or None for no second choice;"
             f" got {progressive_iter}"
         )
+    links.require_transformation(WHO, inner)
     inner = optax.with_extra_args_support(inner)
     ranked = not (isinstance(lambda_rank, float | int) and lambda_rank == 0)
     polar = _nuclear_subgradient if orthogonalize is None else orthogonalize

@@ -93,12 +93,18 @@ def state_precision(
     inner = optax.with_extra_args_support(inner)
     chance = rounding == "stochastic"
 
+    def pack(state: Any, key: jax.Array | None) -> tuple[Any, Any]:
+        return _packed(state, stored, block_size, min_size, key)
+
+    # One program: what devices send each other leaf by leaf may block them.
+    pack_first = jax.jit(pack)
+
     def init(params: optax.Params) -> StatePrecisionState:
         start = jax.random.key(0) if key is None else key
         # New keys: the state must not alias the caller's.
         following, now = jax.random.split(start) if chance else ((), None)
         state = inner.init(links.widen(params))
-        packed, scales = _packed(state, stored, block_size, min_size, now)
+        packed, scales = pack_first(state, now)
         return StatePrecisionState(jnp.zeros((), jnp.int32), following, packed, scales)
 
     def update(
@@ -118,7 +124,7 @@ def state_precision(
             links.widen(params),
             **extra_args,
         )
-        packed, scales = _packed(inner_state, stored, block_size, min_size, now)
+        packed, scales = pack(inner_state, now)
         count = jnp.asarray(optax.safe_increment(state.count))
         out = jax.tree.map(lambda x, u: x.astype(u.dtype), out, updates)
         return out, StatePrecisionState(count, following, packed, scales)
@@ -169,11 +175,7 @@ def _unpacked(packed: Any, scales: Any, stored: str, block_size: int) -> Any:
 def _check(
     inner: Any, stored: str, rounding: str, block_size: int, min_size: int
 ) -> None:
-    if not hasattr(inner, "update"):
-        raise TypeError(
-            "state_precision: inner must be a transformation such as optax.adam(1e-3),"
-            f" got {inner!r}"
-        )
+    links.require_transformation("state_precision", inner)
     for name, word, known in (
         ("stored", stored, tuple(WIDTHS)),
         ("rounding", rounding, ROUNDINGS),

@@ -77,11 +77,7 @@ def stochastic_rounding(
       `optax.apply_updates`, with an update in bfloat16 and a key for each leaf.
       UNVERIFIED against the authors' code.
     """
-    if not hasattr(inner, "update"):
-        raise TypeError(
-            "stochastic_rounding: inner must be a transformation such as"
-            f" optax.adam(1e-3), got {inner!r}"
-        )
+    links.require_transformation("stochastic_rounding", inner)
     inner = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> StochasticRoundingState:

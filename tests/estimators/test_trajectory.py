@@ -60,6 +60,8 @@ def test_labels_may_be_probabilities_and_examples_unknown():
     np.testing.assert_allclose(got, soft, rtol=1e-6)
     each = [saf_loss(z[i], past[i], labels[i], weight=0.3 * known[i]) for i in range(4)]
     np.testing.assert_allclose(got, np.mean(each), rtol=1e-6)
+    # What is no class has its distance alone.
+    np.testing.assert_allclose(saf_loss(Z, PAST, LABEL - 1), 0.0315026, rtol=1e-4)
 
 
 def test_outputs_come_back_after_lag_epochs_and_between_the_gates():

@@ -1,9 +1,16 @@
 """AdEMAMix beside AdamW, and how its slow mean begins."""
 
 import numpy as np
+import optax
 
 from optlab import optimizers
 from tests.optimizers import fixture
+
+
+def test_without_warm_ups_it_is_optax_s():
+    got = fixture.run(optimizers.ademamix, b3=0.99, weight_decay=0.1)
+    want = fixture.run(optax.contrib.ademamix, b3=0.99, weight_decay=0.1)
+    np.testing.assert_allclose(got, want, rtol=1e-14)
 
 
 def test_without_its_slow_mean_is_adamw():

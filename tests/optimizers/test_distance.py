@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optlab import catalog, optimizers, schedules
 from tests.conformance import references
@@ -41,11 +42,13 @@ FALLING = (optimizers.dadapt_adan, optimizers.dadapt_lion)
 
 @every_method
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_it_starts_by_itself_and_d_never_falls(make, dtype):
+def test_it_starts_after_a_gradient_of_zero_and_d_never_falls(make, dtype):
     rate = schedules.linear(1.0, total_steps=1000) if make in FALLING else 1.0
-    x, _, d = bowl.descend(make(rate), dtype, watch=lambda state: state.d)
+    x, _, d = bowl.descend(make(rate), dtype, watch=lambda state: state.d, zeros=1)
     assert bowl.loss(x) < 1e-2
-    assert d[0] == np.float32(1e-6) and (np.diff(d) >= 0).all() and d.dtype == "float32"
+    # None at first, then d0.
+    np.testing.assert_array_equal(d[:2], np.float32([0, 1e-6]))
+    assert (np.diff(d) >= 0).all() and d.dtype == "float32"
     # 3 is how far it is.
     assert 0.3 < d[-1] < (125 if make is optimizers.dadapt_adan else 10)
 
@@ -88,6 +91,49 @@ def test_a_nan_in_one_leaf_leaves_d_and_the_other_leaf(make):
     assert state.d >= np.float32(0.1) and np.isfinite(points[-1]["a"]).all()
 
 
+def estimated(place=None):
+    """Six steps of all methods, from d0 = 0.1, the arrays cut as `place` says."""
+    methods = {make.__name__: make(d0=0.1) for make in METHODS}
+
+    @jax.jit
+    def start(x):
+        return {name: (x, tx.init(x)) for name, tx in methods.items()}
+
+    @jax.jit
+    def step(points, g):
+        def moved(tx, x, state):
+            updates, state = tx.update(g, state, x)
+            return optax.apply_updates(x, updates), state
+
+        return {name: moved(tx, *points[name]) for name, tx in methods.items()}
+
+    kernel = np.ones((8, 16), np.float32)
+    points = jax.block_until_ready(start({"kernel": jax.device_put(kernel, place)}))
+    for t in range(6):
+        g = {"kernel": jax.device_put((1 + t) * kernel, place)}
+        points = jax.block_until_ready(step(points, g))
+    ends = {name: (x["kernel"], state.d) for name, (x, state) in points.items()}
+    return jax.tree.map(np.asarray, ends)
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    return estimated()
+
+
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto], ids=str)
+def test_meshes_equal_one_device_while_d_grows(kind, on_one_device):
+    mesh = jax.make_mesh((8,), ("devices",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        ends = estimated(NamedSharding(mesh, PartitionSpec(None, "devices")))
+    for name, got in ends.items():
+        want = on_one_device[name]
+        assert want[1] > 0.1, name
+        for a, b in zip(got, want, strict=True):
+            # Estimates grow by powers of ten, and so does what is rounded.
+            np.testing.assert_allclose(a, b, rtol=1e-4, err_msg=name)
+
+
 @every_method
 @pytest.mark.parametrize(
     ("settings", "said"),
@@ -110,7 +156,8 @@ def test_what_makes_no_sense_is_refused_by_name(make, settings, said):
 @every_method
 def test_missing_parameters_are_named(make):
     tx = make()
-    with pytest.raises(ValueError, match=r"needs the parameters: update\(\.\.\., para"):
+    said = rf"{make.__name__}: needs the parameters: update\(\.\.\., params\)"
+    with pytest.raises(TypeError, match=said):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
 
 

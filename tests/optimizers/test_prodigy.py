@@ -13,7 +13,7 @@ from tests.optimizers import bowl, trajectories
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_from_every_other_entry_it_starts_as_well(dtype):
-    assert bowl.final_loss(optimizers.prodigy(slice_p=2), dtype) < 1e-2
+    assert bowl.final_loss(optimizers.prodigy(slice_p=2), dtype, zeros=1) < 1e-2
 
 
 def test_optax_never_starts_in_bfloat16():

@@ -1,5 +1,7 @@
 """Schedule-Free: right weights, a state in float32, and x from inside anything."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,17 +67,27 @@ def test_whatever_else_moves_the_parameters_is_undone():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
-    "tx",
+    ("tx", "rate", "settings"),
     [
-        optimizers.schedule_free_sgd(),
-        optimizers.schedule_free_adamw(0.02, warmup_steps=20, r=0.75),
-        optimizers.schedule_free(optax.scale_by_adam(), 0.02),
+        (optimizers.schedule_free_sgd, 1.0, {}),
+        (optimizers.schedule_free_adamw, 0.02, {"warmup_steps": 20, "r": 0.75}),
+        (functools.partial(optimizers.schedule_free, optax.scale_by_adam()), 0.02, {}),
     ],
     ids=["sgd", "adamw", "around Adam"],
 )
-def test_the_average_reaches_the_bottom_of_the_bowl(tx, dtype):
-    y, state, _ = bowl.descend(tx, dtype)
+def test_the_average_reaches_the_bottom_after_a_first_gradient_of_zero(
+    tx, rate, settings, dtype
+):
+    y, state, total = bowl.descend(
+        tx(rate, **settings), dtype, watch=lambda state: state.weight_sum, zeros=1
+    )
     assert bowl.loss(read(state, y)) < 1e-2
+    # The sum of the weights does not stall, in bfloat16 neither.
+    t = np.arange(1, 1001)
+    rates = rate * np.minimum(1, t / settings.get("warmup_steps", 1))
+    want = np.cumsum(t ** settings.get("r", 0.0) * rates**2)
+    np.testing.assert_allclose(total, want, rtol=1e-4)
+    assert total.dtype == "float32"
 
 
 def test_r_is_the_power_of_the_step_in_the_weights():

@@ -125,5 +125,7 @@ def test_what_is_missing_or_makes_no_sense_is_named():
         tx.update(w, tx.init(w), w)
     with pytest.raises(TypeError, match="needs the loss and the parameters"):
         tx.update(w, tx.init(w), loss_fn=bowl)
+    with pytest.raises(TypeError, match=r"loss_fn is the loss as a function .* float"):
+        tx.update(w, tx.init(w), w, loss_fn=0.5)
     with pytest.raises(ValueError, match=r"sharpness_aware: rho must be .* got -1"):
         wrappers.sharpness_aware(optax.sgd(0.1), rho=-1)

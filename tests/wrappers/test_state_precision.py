@@ -311,9 +311,3 @@ def test_a_state_stored_otherwise_is_refused():
 def test_an_argument_without_sense_is_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         wrappers.state_precision(optax.identity(), **changes)
-
-
-def test_what_is_no_transformation_is_refused():
-    said = "state_precision: inner must be a transformation .* got <function adam"
-    with pytest.raises(TypeError, match=said):
-        wrappers.state_precision(optax.adam)

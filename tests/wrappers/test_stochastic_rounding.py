@@ -214,6 +214,3 @@ def test_bad_input_is_named():
     said = "leaf 'up/kernel' is in bfloat16 and its gradient in float16; cast the grad"
     with pytest.raises(TypeError, match=said):
         tx.update(optax.tree.cast(params, jnp.float16), state, params)
-    said = "stochastic_rounding: inner must be a transformation .* got <function sgd"
-    with pytest.raises(TypeError, match=said):
-        wrappers.stochastic_rounding(optax.sgd)

@@ -41,6 +41,23 @@ ROWS = (
         link="first",
     ),
     Row(
+        "denoise_subspace",
+        optimizers.denoise_subspace,
+        "optimizers",
+        "projection",
+        Paper(
+            "Seo et al.",
+            "Efficient personalization of quantized diffusion model without"
+            " backpropagation",
+            2025,
+            "https://arxiv.org/abs/2503.14868",
+        ),
+        # So small that four steps see a projection.
+        defaults={"window": 3, "nu": 0.5},
+        static=("mask", "mode", "window"),
+        link="first",
+    ),
+    Row(
         "normalize_and_project",
         optimizers.normalize_and_project,
         "optimizers",

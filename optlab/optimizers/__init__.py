@@ -51,6 +51,10 @@ from optlab.optimizers._dadapt_lion import DadaptLionState as DadaptLionState
 from optlab.optimizers._dadapt_lion import dadapt_lion as dadapt_lion
 from optlab.optimizers._dadapt_sgd import DadaptSgdState as DadaptSgdState
 from optlab.optimizers._dadapt_sgd import dadapt_sgd as dadapt_sgd
+from optlab.optimizers._denoise_subspace import (
+    DenoiseSubspaceState as DenoiseSubspaceState,
+)
+from optlab.optimizers._denoise_subspace import denoise_subspace as denoise_subspace
 from optlab.optimizers._diffgrad import ScaleByDiffgradState as ScaleByDiffgradState
 from optlab.optimizers._diffgrad import diffgrad as diffgrad
 from optlab.optimizers._diffgrad import scale_by_diffgrad as scale_by_diffgrad

@@ -1,5 +1,6 @@
 """Links, each with SGD of momentum 0.9 beside it, in float64 NumPy."""
 
+import jax
 import numpy as np
 
 from tests.conformance.references import walking
@@ -33,6 +34,34 @@ def clip_coordinates(h):
         return plain(p, np.clip(g, -above.max(initial=0), above.max(initial=0)), t, m)
 
     return walking.each_leaf(step)
+
+
+def denoise_subspace(h):
+    """The mode drop_low, by a decomposition of all iterates of a window in full."""
+
+    def flat(tree):
+        return np.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
+
+    def reference(params, grads):
+        iterates, basis, m, points = [], np.zeros((0, flat(params).size)), 0.0, []
+        for t, g in enumerate(map(flat, grads)):
+            iterates.append(flat(params))
+            if t and t % h["window"] == 0:
+                last = np.stack(iterates[-h["window"] :])
+                _, s, v = np.linalg.svd(last - last.mean(0), full_matrices=False)
+                share = np.cumsum(s**2) / np.sum(s**2)
+                basis = v[np.argmax(share > 1 - h["nu"]) + 1 : h["window"] - 1]
+            m = g - basis.T @ (basis @ g) + 0.9 * m
+            leaves, tree = jax.tree.flatten(params)
+            cuts = np.cumsum([x.size for x in leaves])[:-1]
+            steps = np.split(h["learning_rate"] * m, cuts)
+            params = tree.unflatten(
+                x - u.reshape(x.shape) for x, u in zip(leaves, steps, strict=True)
+            )
+            points.append(params)
+        return points
+
+    return reference
 
 
 def normalize_and_project(h):
@@ -70,6 +99,7 @@ def qk_clip(h):
 REFERENCES = {
     "centralize_gradients": centralize_gradients,
     "clip_coordinates": clip_coordinates,
+    "denoise_subspace": denoise_subspace,
     "normalize_and_project": normalize_and_project,
     "qk_clip": qk_clip,
 }

@@ -1,6 +1,15 @@
 """(Loss, params, key) -> tree shaped like the parameters."""
 
 from optlab.estimators._accountant import privacy_spent as privacy_spent
+from optlab.estimators._coordinatewise import (
+    CoordinatewiseEstimate as CoordinatewiseEstimate,
+)
+from optlab.estimators._coordinatewise import (
+    coordinatewise_value_and_grad as coordinatewise_value_and_grad,
+)
+from optlab.estimators._coordinatewise import (
+    staged_coordinatewise_value_and_grad as staged_coordinatewise_value_and_grad,
+)
 from optlab.estimators._hessian import HessianEstimate as HessianEstimate
 from optlab.estimators._hessian import (
     given_or_estimated_diagonal as given_or_estimated_diagonal,
@@ -34,3 +43,6 @@ from optlab.estimators._trajectory import recall as recall
 from optlab.estimators._trajectory import remember as remember
 from optlab.estimators._trajectory import saf_loss as saf_loss
 from optlab.estimators._trajectory import trajectory_buffer as trajectory_buffer
+from optlab.estimators._zo_grasp import layerwise_sparsity as layerwise_sparsity
+from optlab.estimators._zo_grasp import random_masks as random_masks
+from optlab.estimators._zo_grasp import zo_grasp_scores as zo_grasp_scores

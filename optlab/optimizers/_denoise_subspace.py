@@ -129,6 +129,7 @@ def denoise_subspace(
         count = jnp.asarray(optax.safe_increment(state.count))
         if not state.window.size:
             return updates, state._replace(count=count)
+        state = jax.tree.map(jnp.asarray, state)  # restored ones may be NumPy's
         x, _ = _as_vector(params, state.window.dtype)
         # The first iterate of all lies where the tau-th one will.
         iterates = state.window.at[(state.count - 1) % window].set(x)

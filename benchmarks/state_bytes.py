@@ -82,6 +82,7 @@ def claims(rank: int) -> dict[str, tuple[str, Mapping[str, Any], Claim]]:
         " mechanic",
         16: "adan prodigy",
         20: "dadapt_adan",
+        24: "denoise_subspace",  # three iterates, two directions, the momentum
         4 * 32: "mfac",
     }
     formulas: dict[str, Callable[[Matrix], float]] = {

@@ -39,7 +39,7 @@ SHARED_FILES = {
         *("_momentum", "_tuning_free", "_wrappers"),
     ),
     "aggregation": ("_workers",),
-    "controllers": ("_forecast", "_next_rate", "_stages"),
+    "controllers": ("_batch_tests", "_forecast", "_next_rate", "_stages"),
     "sharding": (
         *(
             "_moves",
@@ -64,7 +64,7 @@ SHARED_FILES = {
         "_kron_factors",
     ),
     "kernels": ("_polar_coefficients", "_symmetric", "_polar_plan", "_kronecker"),
-    "schedules": ("shapes", "_phases", "_checks"),
+    "schedules": ("shapes", "_phases", "_checks", "_steered"),
     "trees": ("_paths", "_matrices", "_views", "_stacks", "_tensors"),
     "laws": (
         *("_sums", "_curve", "_law", "_fitted", "_annealing_law", "_multi_power_law"),

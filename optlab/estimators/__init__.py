@@ -10,6 +10,13 @@ from optlab.estimators._coordinatewise import (
 from optlab.estimators._coordinatewise import (
     staged_coordinatewise_value_and_grad as staged_coordinatewise_value_and_grad,
 )
+from optlab.estimators._gradient_spread import GradientMoments as GradientMoments
+from optlab.estimators._gradient_spread import GradientStatistics as GradientStatistics
+from optlab.estimators._gradient_spread import add_gradients as add_gradients
+from optlab.estimators._gradient_spread import (
+    gradient_statistics as gradient_statistics,
+)
+from optlab.estimators._gradient_spread import no_gradients as no_gradients
 from optlab.estimators._hessian import HessianEstimate as HessianEstimate
 from optlab.estimators._hessian import (
     given_or_estimated_diagonal as given_or_estimated_diagonal,

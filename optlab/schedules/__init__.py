@@ -5,6 +5,7 @@ The step is the number of updates already applied: the first update uses step 0.
 
 from optlab.schedules import shapes as shapes
 from optlab.schedules._batch_size import adam_for_batch_size as adam_for_batch_size
+from optlab.schedules._batch_size import curvature_of_batch as curvature_of_batch
 from optlab.schedules._batch_size import for_batch_size as for_batch_size
 from optlab.schedules._constant import constant as constant
 from optlab.schedules._cosine import cosine as cosine
@@ -13,6 +14,7 @@ from optlab.schedules._cycles import cycles as cycles
 from optlab.schedules._describe import Description as Description
 from optlab.schedules._describe import describe as describe
 from optlab.schedules._exponential import exponential as exponential
+from optlab.schedules._in_samples import in_samples as in_samples
 from optlab.schedules._infinite import infinite as infinite
 from optlab.schedules._inverse_sqrt import inverse_sqrt as inverse_sqrt
 from optlab.schedules._linear import linear as linear

@@ -100,3 +100,53 @@ def test_unknown_rules_and_names_are_refused():
         schedules.for_batch_size(0.1, 2, tuned_at=1, rule="cubic")
     with pytest.raises(ValueError, match=r"no rule for \['momentum'\]"):
         schedules.adam_for_batch_size({"momentum": 0.9}, 2, tuned_at=1)
+
+
+@pytest.mark.parametrize(
+    ("eigenvalue", "sizes"),
+    [
+        (1.0, {16: 5.0, 64: 2.5, 256: 1.3906, 1024: 1.0977, 4096: 1.0244}),
+        (10.0, {16: 10.625, 64: 10.156, 256: 10.039, 1024: 10.010, 4096: 10.002}),
+    ],
+)
+def test_the_curvature_of_a_batch(eigenvalue, sizes):
+    for size, want in sizes.items():
+        got = schedules.curvature_of_batch(eigenvalue, size, noise=1e6**0.5 * 1e-2)
+        np.testing.assert_allclose(got, want, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("eigenvalue", "measured", "off"),
+    [(3, 3.33, 0.08), (1.5, 2.17, 0.08), (0.5, 2, 0.05)],
+)
+def test_a_spike_in_a_random_matrix_lies_where_the_law_says(eigenvalue, measured, off):
+    random, size = np.random.default_rng(0), 400
+    noise = random.normal(size=(size, size)) * (2 * size) ** -0.5
+    spike = random.normal(size=size)
+    spike *= np.sqrt(eigenvalue) / np.linalg.norm(spike)
+    largest = np.linalg.eigvalsh(noise + noise.T + np.outer(spike, spike))[-1]
+    law = schedules.curvature_of_batch(eigenvalue, 1, noise=1.0)
+    assert abs(law - measured) < 0.005
+    assert abs(largest - law) < off
+
+
+def test_the_rate_follows_the_curvature_from_the_root_to_a_constant():
+    rule = {"tuned_at": 16, "rule": "random_matrix", "eigenvalue": 1.0, "noise": 10.0}
+    rates = [schedules.for_batch_size(0.1, size, **rule) for size in (16, 64, 10**9)]
+    np.testing.assert_allclose(rates, [0.1, 0.2, 0.5], rtol=1e-4)
+    traced = jax.jit(lambda b: schedules.for_batch_size(0.1, b, **rule))
+    np.testing.assert_allclose(traced(64), 0.2, rtol=1e-6)
+    none = schedules.for_batch_size(0.1, 64, **{**rule, "noise": 0.0})
+    np.testing.assert_allclose(none, 0.1, rtol=1e-12)
+
+
+def test_the_random_matrix_wants_its_numbers_and_others_do_not():
+    sizes = {"batch_size": 2, "tuned_at": 1}
+    with pytest.raises(TypeError, match="'random_matrix' needs eigenvalue and noise"):
+        schedules.for_batch_size(0.1, **sizes, rule="random_matrix", noise=1.0)
+    with pytest.raises(ValueError, match="'sqrt' uses neither eigenvalue nor noise"):
+        schedules.for_batch_size(0.1, **sizes, rule="sqrt", noise=1.0)
+    with pytest.raises(ValueError, match=r"noise must be 0 or more, got -1\.0"):
+        schedules.curvature_of_batch(1.0, 2, noise=-1.0)
+    with pytest.raises(ValueError, match=r"eigenvalue must be positive, got 0\.0"):
+        schedules.curvature_of_batch(0.0, 2, noise=1.0)

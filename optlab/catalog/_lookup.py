@@ -6,6 +6,7 @@ from optlab.catalog import (
     _adaptive,
     _curvature,
     _first_order,
+    _functions,
     _geometry,
     _kronecker,
     _layerwise,
@@ -35,6 +36,7 @@ ROWS = (
     *_tuning_free.ROWS,
     *_wrappers.ROWS,
     *_schedules.ROWS,
+    *_functions.ROWS,
 )
 
 
@@ -42,7 +44,8 @@ def rows(room: str | None = None) -> tuple[Row, ...]:
     """Returns the rows of the catalogue, or those of one room.
 
     Args:
-      room: 'optimizers', 'wrappers' or 'schedules'; None for all.
+      room: 'optimizers', 'wrappers', 'schedules', 'estimators' and so on; None for
+        all.
 
     Returns:
       Rows in the order of the catalogue.
@@ -83,8 +86,8 @@ def get(name: str, room: str | None = None) -> Row:
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or sorted(names)
         raise ValueError(
-            f"catalog.get: no {'row' if room is None else room[:-1]} named {name!r};"
-            f" did you mean {', '.join(near)}?"
+            f"catalog.get: no {'row' if room is None else room.removesuffix('s')} named"
+            f" {name!r}; did you mean {', '.join(near)}?"
         )
     return names[name]
 

@@ -37,8 +37,9 @@ class Row:
 
     Attributes:
       name: Name on the command line, unique.
-      build: Function that makes it; `build(**defaults)` works.
-      room: Room in which it lives: 'optimizers', 'wrappers', 'schedules'.
+      build: Function that makes it; in 'optimizers', 'wrappers' and 'schedules'
+        `build(**defaults)` works, in other rooms it is the function to call.
+      room: Room in which it lives.
       family: Tag for tables and plots.
       paper: Its publication.
       needs: Extra arguments that its update requires, such as 'value' or 'key'.

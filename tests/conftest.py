@@ -29,6 +29,9 @@ if jax.__version_info__ < (0, 11):
 
 # Read when the first backend starts, and inherited by the processes of tests.
 os.environ.setdefault("XLA_FLAGS", " ".join(QUICKLY))
+# Programs in flight share as many threads as there are devices, unless told otherwise:
+# one that waits for all devices and the start of the next may then wait for each other.
+os.environ.setdefault("NPROC", "24")
 jax.config.update("jax_num_cpu_devices", 8)
 # Every compiled program takes some memory maps of its own. A process may have 65,530,
 # and one that wants more is aborted by the compiler.

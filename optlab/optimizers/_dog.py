@@ -292,10 +292,9 @@ def _over_gradients(
         distance, gradients = ((x,) for x in one)
         if views is not None:
             # An array in place of none: Optax asks so what is not shaped like
-            # parameters.
-            layers = [
-                tuple(map(links.settled, _lengths(tree, views))) for tree in zeros
-            ]
+            # parameters. One program, as sums over devices block each other else.
+            lengths = jax.jit(lambda x: tuple(map(links.settled, _lengths(x, views))))
+            layers = [lengths(tree) for tree in zeros]
             distance, gradients = (x or y for x, y in zip(layers, one, strict=True))
         displacement, average = zeros[0], None if gamma is None else zeros[1]
         count, rate = jnp.zeros((), jnp.int32), link.init(params)

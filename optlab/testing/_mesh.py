@@ -57,7 +57,8 @@ def _sent(tx: Any, step: Any, mesh: Any, layers: int) -> sharding.Collectives:
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec(AXIS)))
     with jax.set_mesh(mesh):
         try:
-            state = tx.init(params)
+            # Only its layout is needed; one program, see `_walk`.
+            state = jax.jit(tx.init)(params)
         except (KeyError, ValueError) as error:
             # A chain for the parameters of one model, and these are others.
             raise NotApplicable(f"does not take other parameters: {error}") from error

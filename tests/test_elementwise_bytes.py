@@ -34,6 +34,16 @@ def test_a_step_moves_at_most_so_many_times_the_bytes_of_adamw(adamw, name, most
     assert elementwise.stepping(tx, extra, PARAMS, ()).counted <= most * adamw
 
 
+@pytest.mark.parametrize(
+    ("name", "arrays"), [("schedule_free_sgd", 1), ("schedule_free_adamw", 2)]
+)
+def test_averages_are_replaced_without_copies_of_the_old_ones(name, arrays):
+    tx, extra = elementwise.methods([name])[name]
+    program = elementwise.stepping(tx, extra, PARAMS, ())
+    # The step, and in AdamW its divisor; unordered, three copies besides.
+    assert program.temporary < 1.1 * arrays * elementwise.bytes_of(PARAMS)
+
+
 def test_what_comes_after_a_sum_takes_the_place_of_what_was_summed():
     def step(old, new, wait):
         slope = jnp.sum(old * new)
@@ -49,4 +59,5 @@ def test_what_comes_after_a_sum_takes_the_place_of_what_was_summed():
     number, new = jnp.float32(3.0), {"w": jnp.ones(2, jnp.bfloat16)}
     assert links.after(new, number)["w"].dtype == jnp.bfloat16
     assert jnp.array_equal(links.after(new, number)["w"], new["w"])
+    assert jnp.array_equal(links.after(new, {"w": jnp.zeros(2)})["w"], new["w"])
     assert jnp.isnan(links.after(new, number * jnp.nan)["w"]).all()

@@ -156,12 +156,13 @@ def schedule_free(
         dx = jax.tree.map(lambda x, z, dz: share * (z - x + dz), x, z, dz)
         dy = jax.tree.map(lambda dx, dz: dx + (1 - b1) * (dz - dx), dx, dz)
         out = jax.tree.map(_to, dy, y, now, updates)
-        z, x = (
-            jax.tree.map(lambda x, d: (x + d).astype(x.dtype), *pair)
-            for pair in ((z, dz), (x, dx))
-        )
+        # One after the other: each reads what the next one replaces.
+        x = links.after(jax.tree.map(_sum, x, dx), out)
+        z = links.after(jax.tree.map(_sum, z, dz), x)
         sums = (total, max_rate)
-        return out, ScheduleFreeState(count, *sums, z, x, inner_state, rate)
+        return links.after(out, z), ScheduleFreeState(
+            count, *sums, z, x, inner_state, rate
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -171,6 +172,11 @@ def _from(count: jax.Array, tree: Any, params: Any) -> Any:
     return jax.tree.map(
         lambda x, p: jnp.where(count == 0, p, x).astype(x.dtype), tree, params
     )
+
+
+def _sum(x: jax.Array, d: jax.Array) -> jax.Array:
+    """Returns x + d in the dtype of x."""
+    return (x + d).astype(x.dtype)
 
 
 def _to(dy: jax.Array, y: jax.Array, p: jax.Array, g: jax.Array) -> jax.Array:

@@ -42,6 +42,10 @@ from optlab.estimators._private import PerExampleEstimate as PerExampleEstimate
 from optlab.estimators._private import clipped_gradient_sum as clipped_gradient_sum
 from optlab.estimators._private import noised_mean as noised_mean
 from optlab.estimators._private import private_gradient as private_gradient
+from optlab.estimators._products import Product as Product
+from optlab.estimators._products import gauss_newton_product as gauss_newton_product
+from optlab.estimators._products import hessian_product as hessian_product
+from optlab.estimators._products import preconditioned_product as preconditioned_product
 from optlab.estimators._tract import tract_conv as tract_conv
 from optlab.estimators._tract import tract_dense as tract_dense
 from optlab.estimators._trajectory import TrajectoryBuffer as TrajectoryBuffer

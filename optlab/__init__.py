@@ -6,6 +6,7 @@ laws         (schedule, constants) -> predicted loss
 estimators   (loss, params, key) -> tree shaped like the parameters
 aggregation  trees of stacked workers -> tree, and what workers send
 probes       instruments that measure a run and never change it
+solvers      (objective, state) -> state
 optimizers   hyperparameters -> GradientTransformation
 wrappers     GradientTransformation -> GradientTransformation
 controllers  observations -> decision, for the loop on the host
@@ -29,6 +30,7 @@ from optlab import optimizers as optimizers
 from optlab import probes as probes
 from optlab import schedules as schedules
 from optlab import sharding as sharding
+from optlab import solvers as solvers
 from optlab import trees as trees
 from optlab import wrappers as wrappers
 

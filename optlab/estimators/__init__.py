@@ -46,6 +46,11 @@ from optlab.estimators._products import Product as Product
 from optlab.estimators._products import gauss_newton_product as gauss_newton_product
 from optlab.estimators._products import hessian_product as hessian_product
 from optlab.estimators._products import preconditioned_product as preconditioned_product
+from optlab.estimators._spsa import SpsaEstimate as SpsaEstimate
+from optlab.estimators._spsa import direction_like as direction_like
+from optlab.estimators._spsa import shifted as shifted
+from optlab.estimators._spsa import spsa_gradient as spsa_gradient
+from optlab.estimators._spsa import spsa_value_and_grad as spsa_value_and_grad
 from optlab.estimators._tract import tract_conv as tract_conv
 from optlab.estimators._tract import tract_dense as tract_dense
 from optlab.estimators._trajectory import TrajectoryBuffer as TrajectoryBuffer

@@ -72,19 +72,27 @@ class Searched:
             )
         except (TypeError, ValueError) as error:
             raise chains.ChainError(f"chain '{self}': {error}") from error
-        self.chain.build()  # Refuses a setting now, and not under a trace.
-        at = functools.partial(self._at, mesh=mesh)
-        return search.steerable(at, peak), controller
+        return steerable(self.chain, mesh), controller
 
-    def _at(
-        self, learning_rate: Any, mesh: jax.sharding.Mesh | None
-    ) -> optax.GradientTransformation:
-        own: Any = self.chain.optimizer.settings
-        rates = {"learning_rate": learning_rate}
-        if self.chain.has_rest:
-            ratio = own["rest.learning_rate"] / own["learning_rate"]
-            rates["rest.learning_rate"] = ratio * learning_rate
-        return self.chain.replace(**rates).build(mesh=mesh)[0]
+
+def steerable(
+    chain: chains.Chain, mesh: jax.sharding.Mesh | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Builds a chain's optimizer with its rate as a number in its state.
+
+    Args:
+      chain: The chain, explicit; its schedule multiplies the rate.
+      mesh: As for `Searched.build`.
+
+    Returns:
+      The optimizer, as `search.steerable` makes it; a `rest` keeps its ratio.
+
+    Raises:
+      ChainError: If the optimizer refuses a setting.
+    """
+    peak: Any = chain.optimizer.settings["learning_rate"]
+    chain.build()  # Refuses a setting now, and not under a trace.
+    return search.steerable(functools.partial(chain.build_at, mesh=mesh), peak)
 
 
 def with_schedule(text: str, schedule: str) -> str:

@@ -144,10 +144,28 @@ class Chain:
           ChainError: If the optimizer or the schedule refuses a setting.
         """
         chain = self.explicit(steps)
+        peak = chain.optimizer.settings["learning_rate"]
         try:
-            return _build(chain, mesh)
+            schedule = parts.build_schedule(chain.schedule, peak, chain.length)
+            return _build(chain, schedule, mesh), schedule
         except (TypeError, ValueError) as error:
             raise ChainError(f"chain '{self}': {error}") from error
+
+    def build_at(
+        self, learning_rate: Any, mesh: jax.sharding.Mesh | None = None
+    ) -> optax.GradientTransformation:
+        """Builds the optimizer of an explicit chain at another learning rate.
+
+        Args:
+          learning_rate: The peak, which may be traced and may be zero; the peak of a
+            rest keeps its ratio to it.
+          mesh: As for `build`.
+
+        Returns:
+          The transformation.
+        """
+        schedule = parts.build_schedule(self.schedule, learning_rate, self.length)
+        return _build(self, schedule, mesh)
 
 
 def parse(text: str) -> Chain:
@@ -232,17 +250,16 @@ def _implied(chain: Chain, workload: str) -> dict[str, Value]:
 
 
 def _build(
-    chain: Chain, mesh: jax.sharding.Mesh | None
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    chain: Chain, schedule: optax.Schedule, mesh: jax.sharding.Mesh | None
+) -> optax.GradientTransformation:
     given = dict(chain.optimizer.settings)
     row, placed = chain.optimizer.row, {}
     if mesh is not None and row.on_mesh is not None:
         placed = row.on_mesh(mesh, mesh.axis_names)
     peak: Any = given.pop("learning_rate")
-    schedule = parts.build_schedule(chain.schedule, peak, chain.length)
     if not chain.has_rest:
         optimizer = Part("optimizers", chain.optimizer.name, given)
-        return optimizer.build(schedule, **placed), schedule
+        return optimizer.build(schedule, **placed)
     own = {k: v for k, v in given.items() if k != "rest" and not k.startswith("rest.")}
     inner = dict(chain.rest.settings)
     rest_peak: Any = inner.pop("learning_rate")
@@ -251,4 +268,4 @@ def _build(
         lambda count: rest_peak / peak * schedule(count)
     )
     optimizer = Part("optimizers", chain.optimizer.name, own)
-    return optimizer.build(schedule, rest=rest, **placed), schedule
+    return optimizer.build(schedule, rest=rest, **placed)

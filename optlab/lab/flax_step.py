@@ -58,14 +58,14 @@ def train_step(
       >>> print(scalars["loss"], scalars["gradient_norm"], model.kernel[...])
       1.0 2.0 [[0.5]]
     """
-    run, params, rest = _functional(model, optimizer.wrt, loss)
-    (value, rest), grads = _value_and_grad(run, params, rest, batch)
+    run, params, rest = functional(model, optimizer.wrt, loss)
+    (value, rest), grads = value_and_grad(run, params, rest, batch)
     nnx.update(model, rest)
     value_fn = _value_fn(run, rest, batch)
     extra = _extra_arguments(optimizer.tx, value, grads, value_fn, key)
     foretold = _foretold(optimizer.opt_state)
     updates = optimizer.update(model, grads, **extra)
-    return {**_scalars(value, grads, updates, optimizer.opt_state), **foretold}
+    return {**scalars_of(value, grads, updates, optimizer.opt_state), **foretold}
 
 
 def optimizer_step(
@@ -88,7 +88,7 @@ def optimizer_step(
     Returns:
       An empty dictionary.
     """
-    run, params, rest = _functional(model, optimizer.wrt, loss)
+    run, params, rest = functional(model, optimizer.wrt, loss)
     value_fn = _value_fn(run, rest, batch)
     extra = _extra_arguments(optimizer.tx, jnp.zeros(()), params, value_fn, key)
     optimizer.update(model, params, **extra)
@@ -156,8 +156,17 @@ def _arrays(tree: Any) -> Any:
     )
 
 
-def _functional(model: nnx.Module, wrt: Any, loss: Callable[..., Any]) -> Any:
-    """Splits a model into (params, rest, batch) -> (loss, rest), params and rest."""
+def functional(model: nnx.Module, wrt: Any, loss: Callable[..., Any]) -> Any:
+    """Takes a model apart, so that its loss can be differentiated.
+
+    Args:
+      model: The model.
+      wrt: Which of its variables are parameters.
+      loss: As for `train_step`.
+
+    Returns:
+      The function (params, rest, batch) -> (loss, rest), parameters and rest.
+    """
     graphdef, params, rest = nnx.split(model, wrt, ...)
 
     def run(params: Any, rest: Any, batch: Any) -> tuple[jax.Array, Any]:
@@ -170,7 +179,15 @@ def _functional(model: nnx.Module, wrt: Any, loss: Callable[..., Any]) -> Any:
     return run, params, rest
 
 
-def _value_and_grad(run: Callable[..., Any], params: Any, rest: Any, batch: Any) -> Any:
+def value_and_grad(run: Callable[..., Any], params: Any, rest: Any, batch: Any) -> Any:
+    """Returns loss and rest, and the gradient, of what `functional` has made.
+
+    Args:
+      run: The function.
+      params: Parameters.
+      rest: What the model keeps beside them.
+      batch: What the loss takes.
+    """
     gradient = jax.value_and_grad(run, has_aux=True)
     return placement.automatic(gradient, ((None, rest), params))(params, rest, batch)
 
@@ -202,7 +219,15 @@ def _extra_arguments(
     return extra if key is None else {**extra, "key": key}
 
 
-def _scalars(value: jax.Array, grads: Any, updates: Any, opt_state: Any) -> Scalars:
+def scalars_of(value: jax.Array, grads: Any, updates: Any, opt_state: Any) -> Scalars:
+    """Returns the numbers of a step, as `train_step` says.
+
+    Args:
+      value: The loss.
+      grads: The gradient.
+      updates: The update.
+      opt_state: State of the optimizer after it.
+    """
     found = inspection.hyperparams(opt_state)
     grads = optax.tree.cast(grads, jnp.float32)
     return {
@@ -272,9 +297,9 @@ def linen_train_step(
     def run(params: Any, rest: tuple[()], batch: Any) -> tuple[jax.Array, tuple[()]]:
         return loss(params, batch)[0], rest
 
-    (value, _), grads = _value_and_grad(run, state.params, (), batch)
+    (value, _), grads = value_and_grad(run, state.params, (), batch)
     value_fn = _value_fn(run, (), batch)
     extra = _extra_arguments(state.tx, value, grads, value_fn, key)
     foretold = _foretold(state.opt_state)
     state, updates = state._update(grads, extra)
-    return state, {**_scalars(value, grads, updates, state.opt_state), **foretold}
+    return state, {**scalars_of(value, grads, updates, state.opt_state), **foretold}

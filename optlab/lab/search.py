@@ -15,15 +15,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optlab import controllers, lab, trees
-from optlab.lab import checkpoints, metrics, terminal
+from optlab import controllers, lab
+from optlab.lab import checkpoints, metrics, programs, terminal
 
 # Steps of a trial between two looks at its losses.
 BLOCK = 10
-
-# Where `steerable` keeps the rate, in the state of a run.
-RATE = "opt_state/hyperparams/learning_rate"
-
 
 State = controllers.AutoLRSState
 
@@ -147,7 +143,7 @@ def _check(controller: controllers.Controller, run: Run, state: Any) -> None:
             f" {run.steps}"
         )
     if not any(
-        _is_rate(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)
+        programs.is_rate(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)
     ):
         raise lab.LabError(
             "the optimizer of a searched run has its learning rate in its state; make"
@@ -240,12 +236,8 @@ def _with_rate(state: Any, rate: float) -> Any:
     """Returns a state with another learning rate."""
 
     def put(path: Any, leaf: jax.Array) -> jax.Array:
-        if not _is_rate(path):
+        if not programs.is_rate(path):
             return leaf
         return jax.device_put(jnp.asarray(rate, leaf.dtype), leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(put, state)
-
-
-def _is_rate(path: Any) -> bool:
-    return trees.path_string(path).endswith(RATE)

@@ -9,7 +9,7 @@ import pathlib
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,11 @@ from jax import lax
 from optlab import controllers, lab
 from optlab.lab import (
     checkpoints,
-    flax_step,
+    growth,
     metrics,
     placement,
     processes,
+    programs,
     search,
     terminal,
     timing,
@@ -52,6 +53,7 @@ def train(
     resume: bool = True,
     label: str = "",
     controller: controllers.Controller | None = None,
+    growing: growth.Growth | None = None,
     eval_params: Callable[[Any, Any], Any] | None = None,
 ) -> metrics.Result:
     """Trains a model; the same call again goes on where the last one was cut off.
@@ -88,6 +90,8 @@ def train(
       label: Name of the chain; a folder of a run with another one is refused.
       controller: Searches the learning rate while the run goes on; `tx` is made by
         `search.steerable` then. What it throws away comes on top of `steps`.
+      growing: Lets the batch grow, see `growth`; `tx` is made by `search.steerable`
+        then, and everything that is told in steps counts microbatches.
       eval_params: From state and parameters to those to evaluate, such as
         `optimizers.triple_momentum_eval_params`; None to evaluate where gradients are
         taken. The model ends with the parameters of training.
@@ -115,6 +119,10 @@ def train(
     )
     if seed < 0:
         raise lab.LabError(f"seed must be at least 0, got {seed}")
+    if controller is not None and growing is not None:
+        raise lab.LabError(
+            "a run has a search of its rate or growing batches, not both"
+        )
     where = placement.Placement(mesh, param_spec)
     model = workload.make_model(seed) if model is None else model
     with contextlib.ExitStack() as stack:
@@ -128,13 +136,15 @@ def train(
             facts: dict[str, Any] = {"workload": workload.name, "chain": label}
             if controller is not None:
                 facts["search"] = dict(controller.settings)
+            if growing is not None:
+                facts["batch_size"] = dict(growing.controller.settings)
             own = checkpoints.fingerprint(state, **facts, steps=steps, seed=seed)
             stack.enter_context(checkpoints.claim(folder, own, resume=resume))
             saved = checkpoints.Checkpoints(folder / "checkpoints", own, keep)
         run = _Run(
             workload=workload,
             where=where,
-            functions=_compiled(graphdef, workload.loss, pinned, eval_params),
+            functions=programs.programs(graphdef, workload.loss, pinned, eval_params),
             seed=seed,
             steps=steps,
             eval_every=eval_every,
@@ -147,10 +157,12 @@ def train(
         if controller is not None:
             total += controller.search_steps
         with terminal.Bar(name, total, start, show=progress) as bar:
-            if controller is None:
-                state = run.advance(state, start, steps, bar)
-            else:
+            if growing is not None:
+                state = growth.follow(growing, run, state, start, bar)
+            elif controller is not None:
                 state = search.follow(controller, run, state, start, bar)
+            else:
+                state = run.advance(state, start, steps, bar)
             run.finish(state)
         timings = run.timings(state, folder and folder / "timings.json", measure)
     nnx.update(model, state[0])
@@ -195,45 +207,8 @@ def _strong(leaf: jax.Array) -> jax.Array:
     return lax.convert_element_type(leaf, leaf.dtype) if weak else leaf
 
 
-class _Functions(NamedTuple):
-    """The compiled parts of a run; the first argument of each is the state."""
-
-    step: Callable[..., Any]
-    update: Callable[..., Any]
-    evaluate: Callable[..., Any]
-
-
-@functools.lru_cache(maxsize=32)
-def _compiled(
-    graphdef: Any,
-    loss: Any,
-    pinned: tuple[Any, ...] | None,
-    eval_params: Callable[[Any, Any], Any] | None,
-) -> _Functions:
-    """Makes the compiled parts of a run; runs that differ in the seed share them."""
-
-    def split(model: nnx.Module, optimizer: nnx.Optimizer) -> Any:
-        leaves, treedef = jax.tree.flatten(nnx.split((model, optimizer))[1])
-        if pinned is not None:
-            leaves = map(lax.with_sharding_constraint, leaves, pinned)
-        return jax.tree.unflatten(treedef, leaves)
-
-    def take(function: Callable[..., Any], state: Any, batch: Any, key: jax.Array):
-        model, optimizer = nnx.merge(graphdef, state)
-        key = jax.random.fold_in(key, optimizer.step[...])
-        scalars = function(model, optimizer, batch, loss, key=key)
-        return split(model, optimizer), scalars
-
-    def evaluate(state: Any, batch: Any) -> dict[str, jax.Array]:
-        model, optimizer = nnx.merge(graphdef, state)
-        params = flax_step.params_to_evaluate(model, optimizer, eval_params)
-        return flax_step.evaluate(model, batch, loss, params=params)
-
-    step, update = (
-        jax.jit(functools.partial(take, function), donate_argnums=0)
-        for function in (flax_step.train_step, flax_step.optimizer_step)
-    )
-    return _Functions(step, update, jax.jit(evaluate))
+def _passes(every: int, before: int, step: int) -> bool:
+    return step // every > before // every
 
 
 @dataclasses.dataclass
@@ -242,7 +217,7 @@ class _Run:
 
     workload: workloads.Workload
     where: placement.Placement
-    functions: _Functions
+    functions: programs.Programs
     seed: int
     steps: int
     eval_every: int
@@ -278,33 +253,56 @@ class _Run:
           Diverged: If a loss or an update is not finite.
         """
         while step < stop:
-            end = min(self._block_end(step), stop)
+            end = min(self.block_end(step), stop)
             state, block, seconds = self.block(state, step, end, spent=spent)
             rate = self.workload.tokens_per_step / seconds if self._seconds else None
-            self._log(metrics.train_rows(block, step, rate))
+            self.write(metrics.train_rows(block, step, rate))
             bar.update(end + spent, self.log.rows[-1]["loss"], 1 / seconds)
+            self.look(state, step, end, last=end == stop)
             step = end
-            if step % self.eval_every == 0 or step == self.steps:
-                self._log([self.evaluation(state, step)])
-            ends = processes.preempted()
-            due = step % self.checkpoint_every == 0 or step == stop or ends
-            if self.saved and due:
-                self.log.sync()
-                self.saved.save(step, state)
-            if ends:
-                raise lab.LabError(f"asked to end (SIGTERM); stopped at step {step}")
         return state
+
+    def look(self, state: Any, before: int, step: int, *, last: bool) -> None:
+        """Evaluates a state and saves it where that is due.
+
+        Args:
+          state: The state after `step` updates; it is kept.
+          before: Updates done at the last look.
+          step: Updates done.
+          last: Whether to save it in any case.
+
+        Raises:
+          LabError: If the run was asked to end.
+        """
+        if _passes(self.eval_every, before, step) or step == self.steps:
+            self.write([self.evaluation(state, step)])
+        ends = processes.preempted()
+        due = _passes(self.checkpoint_every, before, step) or last or ends
+        if self.saved and due:
+            self.log.sync()
+            self.saved.save(step, state)
+        if ends:
+            raise lab.LabError(f"asked to end (SIGTERM); stopped at step {step}")
 
     def finish(self, state: Any) -> None:
         """Evaluates the last state if somebody has removed the log."""
         if not any(at == self.steps for at, _ in self.log.evaluations()):
-            self._log([self.evaluation(state, self.steps)])
+            self.write([self.evaluation(state, self.steps)])
 
-    def _block_end(self, step: int) -> int:
+    def block_end(self, step: int) -> int:
+        """Returns the step of the next look at the device."""
         if self._first_call is None:
             return step + 1  # The call that compiles is timed alone.
         ends = [(step // n + 1) * n for n in (self.eval_every, self.checkpoint_every)]
         return min(step + BLOCK, *ends)
+
+    def timed(self, seconds: float) -> float | None:
+        """Notes the seconds of a step; returns steps a second but for the first."""
+        if self._first_call is None:
+            self._first_call = seconds
+            return None
+        self._seconds.append(seconds)
+        return 1 / seconds
 
     def block(
         self, state: Any, step: int, stop: int, *, spent: int = 0
@@ -330,10 +328,7 @@ class _Run:
             scalars.append(row)
         scalars = jax.device_get(scalars)
         seconds = (time.perf_counter() - begin) / (stop - step)
-        if self._first_call is None:
-            self._first_call = seconds
-        else:
-            self._seconds.append(seconds)
+        self.timed(seconds)
         return state, scalars, seconds
 
     def evaluation(self, state: Any, step: int) -> metrics.Row:
@@ -343,10 +338,16 @@ class _Run:
         found = jax.device_get([self.functions.evaluate(state, b) for b in batches])
         return metrics.eval_row(found, step)
 
-    def _log(self, rows: list[metrics.Row]) -> None:
+    def write(self, rows: list[metrics.Row]) -> None:
         """Writes rows, and stops the run if one tells that it has diverged.
 
         A non-finite update counts, for the next checkpoint would hold its result.
+
+        Args:
+          rows: The rows.
+
+        Raises:
+          Diverged: If a loss or an update is not finite.
         """
         self.log.write(rows)
         for row in rows:

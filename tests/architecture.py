@@ -67,7 +67,6 @@ SHARED_FILES = {
     "probes": ("_krylov", "_eigenpairs", "_trace"),
     "schedules": ("shapes", "_phases", "_checks", "_steered"),
     "solvers": ("_stacked",),
-    "solvers": ("_stacked",),
     "trees": ("_paths", "_matrices", "_views", "_stacks", "_tensors"),
     "laws": (
         *("_sums", "_curve", "_law", "_fitted", "_annealing_law", "_multi_power_law"),

@@ -93,9 +93,9 @@ def plan(text: str, chain: chains.Chain, workload: workloads.Workload) -> Plan:
     Example:
       >>> from optlab.lab import batch_sizes, chains, workloads
       >>> chain = chains.parse("adamw+cosine").explicit(100)
-      >>> planned = batch_sizes.plan("norm:eta=1", chain, workloads.get("digits"))
-      Traceback (most recent call last):
-      optlab.lab.parts.ChainError: batch size 'norm:eta=1': unknown key of norm 'eta'
+      >>> planned = batch_sizes.plan("norm", chain, workloads.get("digits"))
+      >>> planned.settings["initial"], planned.settings["max_batch_size"]
+      (16, 512)
     """
     try:
         part = parts.read("controllers", text.strip())

@@ -130,7 +130,7 @@ def adagrad_norm(
       ...     w = w + updates
       0.500
       0.334
-      0.264
+      0.263
 
     Source:
       R. Ward, X. Wu, L. Bottou, "AdaGrad stepsizes", 2018, arXiv:1806.01811, with eps

@@ -94,7 +94,8 @@ def coordinatewise_value_and_grad(
     _require_settings(who, mu, chunk, order)
     places = _places(who, params, mask)
     wide = links.widen(params)
-    value = _number(who, loss(wide))
+    value = jnp.asarray(loss(wide))
+    links.require_precise_loss(who, value)
     slopes = _slopes(loss, wide, value, places, mu, chunk, order)
     return CoordinatewiseEstimate(value, _scattered(params, places, slopes))
 
@@ -170,7 +171,8 @@ def staged_coordinatewise_value_and_grad(
     inputs = [x]
     for k in range(len(stages)):
         inputs.append(_output(who, stages, k, wide[k], inputs))
-    value = _number(who, loss(inputs[-1]))
+    value = jnp.asarray(loss(inputs[-1]))
+    links.require_precise_loss(who, value)
 
     def starting_at(k: int) -> Callable[[Any], jax.Array]:
         def rest(own: Any) -> jax.Array:
@@ -319,17 +321,6 @@ def _output(
         raise ValueError(
             f"{who}: stage {k} does not take {before}, of shape {shapes}: {error}"
         ) from error
-
-
-def _number(who: str, value: Any) -> jax.Array:
-    dtype = jnp.result_type(value)
-    wide = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize >= 4
-    if jnp.shape(value) or not wide:
-        raise TypeError(
-            f"{who}: the loss must be one number of float32 or wider, in which small"
-            f" differences are seen; got {dtype}{list(jnp.shape(value))}"
-        )
-    return jnp.asarray(value)
 
 
 def _require_settings(who: str, mu: Any, chunk: int, order: str) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optlab import links, trees
+from optlab.estimators import _spsa
 
 
 def zo_grasp_scores(
@@ -45,7 +46,8 @@ def zo_grasp_scores(
 
     Raises:
       ValueError: If mu is not above 0 or samples below 1.
-      TypeError: If the key is not a typed one.
+      TypeError: If the key is not a typed one, a leaf is not of floats, or the loss is
+        not one number in float32 or wider.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -78,11 +80,9 @@ def zo_grasp_scores(
     g = _along_random_directions(loss, w, key, mu, samples)
     length = links.tree_norm(g)
     step = mu / jnp.where(length == 0, 1, length)
-    there = jax.tree.map(lambda x, slope: x + (step * slope).astype(x.dtype), w, g)
+    there = _spsa.shifted(w, g, step)
     after = _along_random_directions(loss, there, key, mu, samples)
-    return jax.tree.map(
-        lambda x, a, b: (-x * (b - a) / step).astype(x.dtype), w, g, after
-    )
+    return jax.tree.map(lambda x, a, b: -x * ((b - a) / step), w, g, after)
 
 
 def layerwise_sparsity(scores: Any, sparsity: float, *, mask: Any = None) -> Any:
@@ -202,35 +202,24 @@ def _along_random_directions(
     samples: int,
 ) -> Any:
     """Averages forward differences along directions whose leaves have length one."""
-    leaves, structure = jax.tree.flatten(params)
     value = loss(params)
+    links.require_precise_loss("zo_grasp_scores", value)
 
-    def direction(key: jax.Array) -> list[jax.Array]:
-        units = []
-        for number, x in enumerate(leaves):
-            place = jax.typeof(x).sharding
-            z = jax.random.normal(
-                jax.random.fold_in(key, number),
-                x.shape,
-                x.dtype,
-                out_sharding=place if any(place.spec) else None,
-            )
-            length = jnp.sqrt(jnp.sum(z * z))
-            units.append(z / jnp.where(length == 0, 1, length))
-        return units
+    def add(total: Any, sample: jax.Array) -> tuple[Any, None]:
+        z = _spsa.direction_like(jax.random.fold_in(key, sample), params)
+        u = jax.tree.map(_unit, z)
+        slope = (loss(_spsa.shifted(params, u, mu)) - value) / mu
+        return jax.tree.map(
+            lambda a, one: a + (slope / samples * one).astype(a.dtype), total, u
+        ), None
 
-    def add(total: list[jax.Array], sample: jax.Array) -> tuple[list[jax.Array], None]:
-        u = direction(jax.random.fold_in(key, sample))
-        moved = [x + mu * one for x, one in zip(leaves, u, strict=True)]
-        slope = (loss(structure.unflatten(moved)) - value) / mu
-        return [
-            a + (slope / samples * one).astype(a.dtype)
-            for a, one in zip(total, u, strict=True)
-        ], None
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return jax.lax.scan(add, zeros, jnp.arange(samples))[0]
 
-    zeros = [jnp.zeros_like(x) for x in leaves]
-    total, _ = jax.lax.scan(add, zeros, jnp.arange(samples))
-    return structure.unflatten(total)
+
+def _unit(z: jax.Array) -> jax.Array:
+    length = jnp.sqrt(jnp.sum(z * z))
+    return z / jnp.where(length == 0, 1, length)
 
 
 def _require_share(who: str, name: str, share: Any) -> None:

@@ -201,7 +201,8 @@ def test_on_a_mesh_scores_are_those_of_one_device(axis_type):
 
 
 def scores(**changes):
-    return estimators.zo_grasp_scores(bowl, PARAMS, changes.pop("key", KEY), **changes)
+    given = {"loss": bowl, "params": PARAMS, "key": KEY, **changes}
+    return estimators.zo_grasp_scores(**given)
 
 
 @pytest.mark.parametrize(
@@ -210,6 +211,16 @@ def scores(**changes):
         (lambda: scores(key=0), TypeError, "zo_grasp_scores: key must be one typed"),
         (lambda: scores(mu=0.0), ValueError, "zo_grasp_scores: mu must be above 0"),
         (lambda: scores(samples=0), ValueError, "samples must be .* got 0"),
+        (
+            lambda: scores(params={"w": np.ones(2, np.int32)}, loss=lambda w: 0.0),
+            TypeError,
+            "leaf 'w' is int32",
+        ),
+        (
+            lambda: scores(loss=lambda w: jnp.ones(2)),
+            TypeError,
+            r"zo_grasp_scores: the loss must be one number .* got float32\[2\]",
+        ),
         (
             lambda: estimators.layerwise_sparsity(PARAMS, 1.5),
             ValueError,

@@ -28,9 +28,10 @@ SETTINGS = {
     "learning_rate": schedules.linear(0.02, total_steps=STEPS),
     "weight_decay": 0.1,
     "mask": {"outside": False, "layers": {"kernel": True, "scale": False}},
+    "distribution": "rademacher",
 }
 MEZO, ZO2 = solvers.mezo(LOSS, **SETTINGS), solvers.zo2(LOSS, **SETTINGS)
-STEP, FLUSH = jax.jit(ZO2.step), jax.jit(ZO2.flush)
+STEP, FLUSH = jax.jit(ZO2.step, donate_argnums=0), jax.jit(ZO2.flush)
 
 
 def batch(t):
@@ -63,12 +64,13 @@ def kinds(state):
 
 def test_with_a_flush_it_is_mezo_and_without_one_update_behind(walk):
     points, slopes = walk
-    state = ZO2.init(PARAMS, KEY)
+    state, found = ZO2.init(PARAMS, KEY), []
     for t in range(STEPS):
-        state, found = STEP(state, batch(t))
-        np.testing.assert_allclose(found.slope, slopes[t], rtol=1e-3, atol=1e-4)
+        state, both = STEP(state, batch(t))
+        found.append(both.slope)
         assert kinds(state) == {"pinned_host"}
         assert gap(state.params, points[t]) <= 1e-6
+    np.testing.assert_allclose(found, slopes, rtol=1e-3, atol=1e-3)
     assert gap(state.params, points[-1]) > 1e-5
     flushed = FLUSH(state)
     assert gap(flushed.params, points[-1]) <= 1e-6
@@ -78,6 +80,15 @@ def test_with_a_flush_it_is_mezo_and_without_one_update_behind(walk):
         x.sharding.memory_kind for x in jax.tree.leaves(state.params["outside"])
     }
     assert there == jnp.zeros(()).sharding.memory_kind != "pinned_host"
+    again = jax.jit(MEZO.replay)(MEZO.init(PARAMS, KEY), jnp.stack(found))
+    assert gap(again.params, flushed.params) <= 1e-6
+
+
+def test_signs_move_what_does_not_decay_by_as_much_everywhere(walk):
+    points, slopes = walk
+    for name, start in PARAMS["outside"].items():
+        moved = jnp.abs(points[1]["outside"][name] - start)
+        np.testing.assert_allclose(moved, 0.02 * abs(slopes[0]), rtol=1e-3)
 
 
 def test_a_flush_in_the_midst_changes_nothing_but_when(walk):
@@ -95,15 +106,6 @@ def test_a_flush_in_the_midst_changes_nothing_but_when(walk):
     assert gap(FLUSH(state).params, points[-1]) <= 1e-6
 
 
-def test_mezo_walks_it_again_from_its_slopes():
-    state, slopes = ZO2.init(PARAMS, KEY), []
-    for t in range(STEPS):
-        state, found = STEP(state, batch(t))
-        slopes.append(found.slope)
-    again = jax.jit(MEZO.replay)(MEZO.init(PARAMS, KEY), jnp.stack(slopes))
-    assert gap(again.params, FLUSH(state).params) <= 1e-6
-
-
 def test_decay_goes_on_where_the_slope_is_zero():
     """The authors' code skips the whole update there."""
     flat = solvers.StackedLoss(LOSS.embed, LOSS.layer, lambda o, h, b: jnp.zeros(()))
@@ -119,13 +121,3 @@ def test_a_loss_that_is_not_finite_leaves_no_update_due():
     state, found = STEP(ZO2.init(PARAMS, KEY), broken)
     assert jnp.isnan(found.slope) and state.learning_rate == 0
     assert gap(FLUSH(state).params, PARAMS) == 0
-
-
-def test_a_donated_state_keeps_its_layers_on_the_host(walk):
-    points, _ = walk
-    step = jax.jit(ZO2.step, donate_argnums=0)
-    state = ZO2.init(PARAMS, KEY)
-    for t in range(3):
-        state, _ = step(state, batch(t))
-    assert kinds(state) == {"pinned_host"}
-    assert gap(FLUSH(state).params, points[3]) <= 1e-6

@@ -28,7 +28,7 @@ def krum(stacked: Any, faulty: int, *, select: int = 1) -> Any:
       NaN.
 
     Raises:
-      TypeError: If faulty is no integer, or a leaf holds no floats.
+      TypeError: If faulty or select is no integer, or a leaf holds no floats.
       ValueError: If faulty or select is out of range, or leaves differ in the number
         of workers.
 
@@ -45,6 +45,7 @@ def krum(stacked: Any, faulty: int, *, select: int = 1) -> Any:
     """
     n = _workers.number_of("krum", stacked)
     _workers.require_faulty("krum", faulty, n, 3)
+    _workers.require_integer("krum", "select", select)
     if not 1 <= select <= n - faulty:
         raise ValueError(
             f"krum: select must be 1 to {n - faulty}, as many as are honest, got"

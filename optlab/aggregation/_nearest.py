@@ -56,7 +56,6 @@ def nearest_neighbor_mean(own: Any, stacked: Any, faulty: int) -> Any:
     who = "nearest_neighbor_mean"
     n = _workers.number_of(who, stacked)
     _workers.require_faulty(who, faulty, n, 1)
-    own = jax.tree.map(jnp.asarray, own)
     _require_one_of(who, own, stacked)
 
     def rule(own: Any, stacked: Any) -> Any:

@@ -47,7 +47,8 @@ def sketch(key: jax.Array, tree: Any, size: int, kind: str = "count") -> jax.Arr
       The sketch z, shape (s,), float32 or wider. It does not depend on the placement.
 
     Raises:
-      TypeError: If the key is not a typed one, or size is no integer.
+      TypeError: If the key is not a typed one, size is no integer, or a leaf holds no
+        floats.
       ValueError: If size is out of range, the kind unknown, or the tree without leaves.
 
     Example:
@@ -89,7 +90,7 @@ def desketch(key: jax.Array, z: jax.Array, like: Any, kind: str = "count") -> An
       Tree like `like`.
 
     Raises:
-      TypeError: If the key is not a typed one.
+      TypeError: If the key is not a typed one, or a leaf holds no floats.
       ValueError: If z is no sketch of such a tree, or the kind unknown.
 
     Example:
@@ -115,9 +116,9 @@ def desketch(key: jax.Array, z: jax.Array, like: Any, kind: str = "count") -> An
 
     def run(z: jax.Array, like: Any) -> Any:
         found = back(key, links.widen(z), shapes)
-        kinds = [jnp.result_type(x) for x in jax.tree.leaves(like)]
         return structure.unflatten(
-            x.astype(dtype) for x, dtype in zip(found, kinds, strict=True)
+            x.astype(old.dtype)
+            for x, old in zip(found, jax.tree.leaves(like), strict=True)
         )
 
     return _workers.on_any_mesh(run, z, like, out=_workers.all_of(like))
@@ -127,11 +128,11 @@ def _require(key: Any, tree: Any, size: Any, kind: str, who: str) -> None:
     links.require_key(who, key)
     if kind not in KINDS:
         raise ValueError(f"{who}: kind must be one of {KINDS}, got {kind!r}")
-    if not isinstance(size, int | np.integer) or isinstance(size, bool):
-        raise TypeError(f"{who}: size must be an integer, got {size!r}")
+    _workers.require_integer(who, "size", size)
     leaves = jax.tree.leaves(tree)
     if not leaves:
         raise ValueError(f"{who}: the tree has no leaves")
+    _workers.require_floats(who, tree)
     most = _filled([jnp.shape(x) for x in leaves]) if kind == "srht" else math.inf
     if not 1 <= size <= most:
         upto = f" and at most {most} with 'srht'" if kind == "srht" else ""

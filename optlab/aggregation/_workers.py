@@ -16,17 +16,13 @@ def number_of(who: str, stacked: Any) -> int:
     leaves = jax.tree_util.tree_leaves_with_path(stacked)
     if not leaves:
         raise ValueError(f"{who}: the tree of workers has no leaves")
+    require_floats(who, stacked)
     first = jnp.shape(leaves[0][1])[:1]
     for path, x in leaves:
-        name = trees.path_string(path)
-        if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
-            raise TypeError(
-                f"{who}: leaf '{name}' is of {jnp.result_type(x)}; workers send floats"
-            )
         if jnp.shape(x)[:1] != first or first in ((), (0,)):
             raise ValueError(
-                f"{who}: leaf '{name}' has shape {jnp.shape(x)}; the first axis of"
-                " every leaf counts the same workers"
+                f"{who}: leaf '{trees.path_string(path)}' has shape {jnp.shape(x)};"
+                " the first axis of every leaf counts the same workers"
             )
     return first[0]
 
@@ -40,14 +36,31 @@ def require_faulty(who: str, faulty: int, n: int, least: int) -> None:
       n: Number of workers.
       least: Honest workers needed beside 2 f.
     """
-    if not isinstance(faulty, int | np.integer) or isinstance(faulty, bool):
-        raise TypeError(f"{who}: faulty must be an integer, got {faulty!r}")
+    require_integer(who, "faulty", faulty)
+    if n < least:
+        raise ValueError(f"{who}: needs {least} workers or more, got {n}")
     if not 0 <= faulty or n < 2 * faulty + least:
         raise ValueError(
             f"{who}: with {n} workers faulty must be 0 or more and at most"
-            f" {max((n - least) // 2, 0)}, got {faulty}; it needs"
+            f" {(n - least) // 2}, got {faulty}; it needs"
             f" {least} + 2 faulty of them"
         )
+
+
+def require_integer(who: str, name: str, value: Any) -> None:
+    """Raises unless an argument is an integer."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise TypeError(f"{who}: {name} must be an integer, got {value!r}")
+
+
+def require_floats(who: str, tree: Any) -> None:
+    """Raises unless the leaves of a tree are of floats."""
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+            raise TypeError(
+                f"{who}: leaf '{trees.path_string(path)}' is of {jnp.result_type(x)};"
+                " workers send floats"
+            )
 
 
 def on_any_mesh(function: Callable[..., Any], *args: Any, out: Any) -> Any:
@@ -61,6 +74,8 @@ def on_any_mesh(function: Callable[..., Any], *args: Any, out: Any) -> Any:
       *args: Its arguments.
       out: Specs of what it returns.
     """
+    # As JAX has them: a float64 of NumPy is float32 here, unless JAX is told otherwise.
+    args = jax.tree.map(jnp.asarray, args)
     if not any(any(_spec(x)) for x in jax.tree.leaves(args)):
         return function(*args)
     return jax.sharding.auto_axes(function, out_sharding=out)(*args)

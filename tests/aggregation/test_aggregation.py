@@ -165,6 +165,23 @@ def test_half_precision_is_computed_in_float32(name):
         np.testing.assert_array_equal(a, b.astype(jnp.bfloat16))
 
 
+@EVERY_RULE
+def test_what_numpy_has_in_float64_is_taken_as_jax_takes_it(name):
+    """Outside `jax.jit` too, where a warning of JAX is an error here."""
+    stacked = np.random.default_rng(0).normal(size=(8, 3))
+    got = RULES[name]({"a": stacked}, 2)["a"]
+    wanted = compiled(name)({"a": stacked.astype(np.float32)}, 2)["a"]
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+def test_one_worker_is_its_own_mean():
+    for rule in ("nearest", "mixed", "median", "trimmed"):
+        alone = workers(1)
+        got = flat(RULES[rule](alone, 0))
+        np.testing.assert_array_equal(got, rows(alone)[0])
+
+
 def test_long_parameters_that_are_nearly_the_same_are_told_apart():
     """In float32 |x|^2 + |y|^2 - 2 <x, y> is all rounding here."""
     apart = np.array([0.0, 1.0, 2.0, 3.0, 8.0, 20.0, 21.0], np.float32)
@@ -337,6 +354,30 @@ BAD = {
     "krum: with 4 workers faulty must be 0 or more and at most 0, got 1": (
         ValueError,
         lambda: aggregation.krum(FOUR, 1),
+    ),
+    "krum: needs 3 workers or more, got 2": (
+        ValueError,
+        lambda: aggregation.krum(FOUR[:2], 0),
+    ),
+    "krum: select must be an integer, got 1.5": (
+        TypeError,
+        lambda: aggregation.krum(FOUR, 0, select=1.5),
+    ),
+    "faulty must be an integer, got True": (
+        TypeError,
+        lambda: aggregation.mix_nearest_neighbors(FOUR, True),
+    ),
+    "with 1 workers faulty must be 0 or more and at most 0, got 1": (
+        ValueError,
+        lambda: aggregation.trimmed_mean(FOUR[:1], 1),
+    ),
+    "leaf 'a' has shape (0, 2);": (
+        ValueError,
+        lambda: aggregation.krum({"a": np.ones((0, 2))}, 0),
+    ),
+    "leaf 'a' is of complex64; workers send floats": (
+        TypeError,
+        lambda: aggregation.krum({"a": np.ones((4, 2), np.complex64)}, 0),
     ),
     "krum: select must be 1 to 4": (
         ValueError,

@@ -163,6 +163,10 @@ BAD = {
     "at most 32 with 'srht', got 33": (ValueError, {"size": 33, "kind": "srht"}),
     "sketch: kind must be one of": (ValueError, {"kind": "sparse"}),
     "sketch: the tree has no leaves": (ValueError, {"tree": {}}),
+    "leaf 'w' is of int32; workers send floats": (
+        TypeError,
+        {"tree": {"w": np.arange(4, dtype=np.int32)}},
+    ),
 }
 
 
@@ -172,6 +176,14 @@ def test_bad_input_is_named(message):
     arguments = {"key": KEY, "tree": tree(), "size": S, **changes}
     with pytest.raises(error, match=re.escape(message)):
         aggregation.sketch(**arguments)
+
+
+@EVERY_KIND
+def test_what_numpy_has_in_float64_is_taken_as_jax_takes_it(kind):
+    x = np.ones(4)
+    z = aggregation.sketch(KEY, x, 2, kind)
+    back = aggregation.desketch(KEY, np.asarray(z, float), x, kind)
+    assert z.dtype == back.dtype == jnp.float32
 
 
 def test_a_sketch_of_something_else_is_named():

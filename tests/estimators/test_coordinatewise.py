@@ -144,11 +144,10 @@ def test_with_nothing_in_the_mask_nothing_is_estimated():
 
 
 def test_in_chunks_the_estimate_is_the_same_and_memory_is_theirs(whole):
-    for chunk in (7, 1000):
-        got = jax.jit(functools.partial(plain, composed, chunk=chunk))(PARAMS)
-        for a, b in zip(*map(jax.tree.leaves, (got, whole)), strict=True):
-            # Losses near 1 are rounded by 1e-7, over a step of 0.005.
-            np.testing.assert_allclose(a, b, atol=1e-4)
+    got = jax.jit(functools.partial(plain, composed, chunk=50))(PARAMS)
+    for a, b in zip(*map(jax.tree.leaves, (got, whole)), strict=True):
+        # Losses near 1 are rounded by 1e-7, over a step of 0.005.
+        np.testing.assert_allclose(a, b, atol=1e-4)
 
     def temporary(chunk):
         def run(w):

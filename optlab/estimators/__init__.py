@@ -1,6 +1,8 @@
 """(Loss, params, key) -> tree shaped like the parameters."""
 
 from optlab.estimators._accountant import privacy_spent as privacy_spent
+from optlab.estimators._clipped import PerExampleEstimate as PerExampleEstimate
+from optlab.estimators._clipped import clipped_gradient_sum as clipped_gradient_sum
 from optlab.estimators._coordinatewise import (
     CoordinatewiseEstimate as CoordinatewiseEstimate,
 )
@@ -38,14 +40,14 @@ from optlab.estimators._perturbed import (
 from optlab.estimators._perturbed import (
     sharpness_aware_value_and_grad as sharpness_aware_value_and_grad,
 )
-from optlab.estimators._private import PerExampleEstimate as PerExampleEstimate
-from optlab.estimators._private import clipped_gradient_sum as clipped_gradient_sum
 from optlab.estimators._private import noised_mean as noised_mean
 from optlab.estimators._private import private_gradient as private_gradient
 from optlab.estimators._products import Product as Product
 from optlab.estimators._products import gauss_newton_product as gauss_newton_product
 from optlab.estimators._products import hessian_product as hessian_product
 from optlab.estimators._products import preconditioned_product as preconditioned_product
+from optlab.estimators._sampling import PoissonBatch as PoissonBatch
+from optlab.estimators._sampling import poisson_batch as poisson_batch
 from optlab.estimators._spsa import SpsaEstimate as SpsaEstimate
 from optlab.estimators._spsa import direction_like as direction_like
 from optlab.estimators._spsa import shifted as shifted

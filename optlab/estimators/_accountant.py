@@ -1,6 +1,9 @@
 """What the noise of private gradients is worth, by an accountant of its own."""
 
 import importlib
+import math
+
+import numpy as np
 
 from optlab import links
 
@@ -11,11 +14,14 @@ def privacy_spent(
     """Asks an accountant for the epsilon of a run of `private_gradient`.
 
     For data sets that differ by one example more or less, and batches drawn by Poisson
-    sampling: each example, at each step, with the same probability. Batches of a
-    shuffled pass over the data are not of that kind, and the number is not theirs.
+    sampling, as `poisson_batch` draws them: each example, at each step, with the same
+    probability, on its own. Batches of a shuffled pass over the data are not of that
+    kind, and the number is not theirs. Runs whose results chose this one's learning
+    rate or clip are not in it either.
 
     Args:
-      noise_multiplier: sigma, above 0.
+      noise_multiplier: sigma, above 0; from some 0.1 on, since the work and the memory
+        of the accountant grow with its inverse square.
       sampling_rate: Probability of an example to be in a batch, above 0, at most 1: the
         expected batch size over the size of the data.
       steps: Number of steps, 1 or more.
@@ -26,6 +32,7 @@ def privacy_spent(
       rate of 0.01 and 1000 steps it is 1.83 at a delta of 1e-5.
 
     Raises:
+      TypeError: If steps is no integer.
       ImportError: If the package `dp-accounting` is not there; the extra
         `optlab-jax[privacy]` installs it.
       ValueError: If an argument is out of range.
@@ -34,7 +41,11 @@ def privacy_spent(
       `dp_accounting.pld`, of Google's differential-privacy library.
     """
     who = "privacy_spent"
+    if not isinstance(steps, int | np.integer) or isinstance(steps, bool):
+        raise TypeError(f"{who}: steps must be an integer, got {steps!r}")
     links.require_positive(who, noise_multiplier=noise_multiplier, steps=steps)
+    if math.isinf(noise_multiplier):
+        raise ValueError(f"{who}: noise_multiplier must be finite, got inf")
     for name, value in (("sampling_rate", sampling_rate), ("delta", delta)):
         if not 0 < value <= 1 or (name == "delta" and value == 1):
             upto = "below" if name == "delta" else "at most"

@@ -7,11 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
 
 from optlab import links
 
 _CONV = ("NHWC", "HWIO", "NHWC")
+_PADDINGS = ("SAME", "VALID", "SAME_LOWER")
 
 
 def tract_dense(
@@ -38,13 +39,16 @@ def tract_dense(
     Args:
       x: Inputs X, shape (..., n); all leading axes count rows.
       kernel: Kernel W, shape (n, m).
-      damping: Multiple of the identity, above 0.
+      damping: Multiple of the identity, above 0. In float32 it must also be above some
+        1e-6 of the largest eigenvalue of X'X / b, or the solve fails and the gradient
+        is NaN, as with 784 pixels of 0 to 255.
 
     Returns:
       The product, shape (..., m). Statistics and solves of its gradient are float32 or
-      wider; the gradient has the kernel's dtype. Under `jax.jit` with a batch that is
-      cut over devices, statistics are those of the whole batch; under `jax.vmap` and
-      `jax.shard_map`, of one element or shard. No forward-mode derivatives.
+      wider; the gradient has the kernel's dtype and place. Under `jax.jit` with a batch
+      that is cut over devices, statistics are those of the whole batch; under
+      `jax.vmap` and `jax.shard_map`, of one element or shard. No forward-mode
+      derivatives.
 
     Raises:
       ValueError: If shapes do not fit or the damping is not above 0.
@@ -89,7 +93,7 @@ def tract_conv(
       x: Images, shape (b, height, width, channels).
       kernel: Kernel as in Flax, shape (window height, window width, channels, m).
       strides: Steps of the window, one for both axes or a pair.
-      padding: 'SAME', 'VALID' or pairs of numbers of zeros, for each axis.
+      padding: 'SAME', 'VALID', 'SAME_LOWER', or two pairs of numbers of zeros.
       damping: Multiple of the identity, above 0.
 
     Returns:
@@ -116,20 +120,32 @@ def tract_conv(
             f" {jnp.shape(kernel)}; they must be (b, height, width, channels) and"
             " (window height, window width, channels, m)"
         )
-    strides = (strides,) * 2 if isinstance(strides, int) else tuple(strides)
+    pair: Any = strides if np.ndim(strides) else (strides, strides)
+    if len(pair) != 2 or not all(
+        isinstance(s, int | np.integer) and s > 0 for s in pair
+    ):
+        raise ValueError(
+            f"tract_conv: strides must be one integer above 0 or two, got {strides}"
+        )
+    named = isinstance(padding, str) and padding.upper() in _PADDINGS
+    if not named and np.shape(padding) != (2, 2):
+        raise ValueError(
+            f"tract_conv: padding must be one of {_PADDINGS} or two pairs, got"
+            f" {padding!r}"
+        )
     pads = padding if isinstance(padding, str) else [(a, b) for a, b in padding]
-    how = {
-        "window_strides": strides,
-        "padding": pads,
-        "dimension_numbers": _CONV,
-    }
-    convolve = functools.partial(jax.lax.conv_general_dilated, **how)
+    convolve = functools.partial(
+        jax.lax.conv_general_dilated,
+        window_strides=pair,
+        padding=pads,
+        dimension_numbers=_CONV,
+    )
 
     def patches(x: jax.Array) -> jax.Array:
         seen = jax.lax.conv_general_dilated_patches(
             x,
             kernel.shape[:2],
-            strides,
+            pair,
             pads,
             dimension_numbers=_CONV,
             precision=jax.lax.Precision.HIGHEST,
@@ -172,12 +188,21 @@ def _linear(
         x, kernel, damping = saved
         (to_x,) = jax.linear_transpose(lambda x: apply(x, kernel), x)(g)
         wide = jnp.promote_types(g.dtype, jnp.float32)
-        change = _least_change(rows(x.astype(wide)), g.astype(wide), damping)
-        to_kernel = change.reshape(kernel.shape).astype(kernel.dtype)
-        return to_x, to_kernel, jnp.zeros_like(damping)
+
+        def change(x: jax.Array, g: jax.Array, damping: Any) -> jax.Array:
+            found = _least_change(rows(x.astype(wide)), g.astype(wide), damping)
+            return found.reshape(kernel.shape).astype(kernel.dtype)
+
+        # Solves have no placement of their own to name: the compiler finds one.
+        anywhere: Callable[..., Any] = change
+        if any(any(jax.typeof(a).sharding.spec) for a in (x, kernel)):
+            place = jax.typeof(kernel).sharding.spec
+            anywhere = jax.sharding.auto_axes(change, out_sharding=place)
+        return to_x, anywhere(x, g, damping), jnp.zeros_like(damping)
 
     product.defvjp(forward, backward)
-    # Outside, so that gradients go back to the dtypes that came.
+    # Outside, so that gradients go back to the dtypes and devices that they came from.
+    x, kernel = links.vary_like(x, kernel), links.vary_like(kernel, x)
     dtype = jnp.result_type(x, kernel)
     return product(x.astype(dtype), kernel.astype(dtype), damping)
 
@@ -185,28 +210,13 @@ def _linear(
 def _least_change(x: jax.Array, g: jax.Array, damping: Any) -> jax.Array:
     """Solves (X'X / b + damping I) D = X'G for D, in the smaller of two forms."""
     n, b = x.shape[-1], math.prod(x.shape[:-1])
+    x, g = (a.reshape(b, a.shape[-1]) for a in (x, g))
+    times = functools.partial(jnp.matmul, precision="highest")
     if b < n:
-        x, g = (_whole(a).reshape(b, a.shape[-1]) for a in (x, g))
-        gram = jnp.matmul(x, x.T, precision="highest") / max(b, 1)
-        return jnp.matmul(x.T, _solve(gram, damping, g), precision="highest")
-
-    # Transposed products end where a kernel lies, whole, however the rows are cut.
-    def against_rows(y: jax.Array) -> jax.Array:
-        weights = jax.ShapeDtypeStruct((n, y.shape[-1]), y.dtype)
-        times = functools.partial(jnp.matmul, x, precision="highest")
-        return jax.linear_transpose(times, weights)(y)[0]
-
-    return _solve(against_rows(x) / b, damping, against_rows(g))
+        return times(x.T, _solve(times(x, x.T) / max(b, 1), damping, g))
+    return _solve(times(x.T, x) / b, damping, times(x.T, g))
 
 
 def _solve(gram: jax.Array, damping: Any, right: jax.Array) -> jax.Array:
     damped = gram + damping * jnp.eye(len(gram), dtype=gram.dtype)
     return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(damped), right)
-
-
-def _whole(x: jax.Array) -> jax.Array:
-    """Copies an array that Explicit axes cut to every device; it is a small one."""
-    place = jax.typeof(x).sharding
-    if any(place.spec):
-        return jax.reshard(x, NamedSharding(place.mesh, PartitionSpec()))
-    return x

@@ -19,6 +19,7 @@ from optlab.links._keys import require_key as require_key
 from optlab.links._layers import layer_axes as layer_axes
 from optlab.links._layers import trust_ratios as trust_ratios
 from optlab.links._leaves import each_leaf as each_leaf
+from optlab.links._manual import vary_like as vary_like
 from optlab.links._momentum import AddDampenedState as AddDampenedState
 from optlab.links._momentum import add_dampened as add_dampened
 from optlab.links._ranges import require_decays as require_decays

@@ -58,6 +58,9 @@ def test_one_step_on_all_data_has_the_epsilon_of_a_gaussian():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"noise_multiplier": math.inf}, "noise_multiplier must be finite, got inf"),
+        ({"sampling_rate": 64}, "sampling_rate must be above 0, at most 1, got 64"),
+        ({"delta": math.nan}, "delta must be above 0, below 1, got nan"),
         ({"noise_multiplier": 0.0}, "noise_multiplier must be above 0, got 0.0"),
         ({"sampling_rate": 1.5}, "sampling_rate must be above 0, at most 1, got 1.5"),
         ({"steps": 0}, "steps must be above 0, got 0"),
@@ -68,3 +71,8 @@ def test_bad_input_is_named(changes, message):
     run = {"noise_multiplier": 1.0, "sampling_rate": 0.1, "steps": 1, "delta": 1e-5}
     with pytest.raises(ValueError, match=re.escape(message)):
         estimators.privacy_spent(**{**run, **changes})
+
+
+def test_a_number_of_steps_is_an_integer():
+    with pytest.raises(TypeError, match=r"steps must be an integer, got 10\.5"):
+        estimators.privacy_spent(1.0, sampling_rate=0.1, steps=10.5, delta=1e-5)

@@ -201,6 +201,25 @@ def test_traced_clip_and_noise_are_those_given():
     np.testing.assert_allclose(both(jnp.inf, 0.0), [1.1, 6.4 / 3], rtol=1e-6)
 
 
+def test_sums_keep_the_precision_of_each_leaf_whatever_that_of_the_clip():
+    def by_parts(params, row):
+        return params["a"] * row[0] + params["b"] * row[1]
+
+    with jax.enable_x64(True):
+        wide = {"a": jnp.zeros(()), "b": jnp.zeros((), jnp.float32)}
+        found = clipped_sum(by_parts, wide, jnp.asarray(ROWS), clip=np.float64(1))
+        assert found.grads["a"].dtype == jnp.float64
+        assert found.grads["b"].dtype == jnp.float32
+        np.testing.assert_allclose(found.grads["a"], 0.9, rtol=1e-7)
+    # What NumPy has in float64, and Python's numbers, are taken as JAX takes them.
+    found = clipped_sum(by_parts, {"a": 0.0, "b": np.zeros(())}, ROWS, clip=1)
+    assert {g.dtype for g in found.grads.values()} == {jnp.dtype(jnp.float32)}
+    noised = estimators.noised_mean(
+        np.zeros(3), KEY, clip=1, noise_multiplier=1, batch_size=1
+    )
+    assert noised.dtype == jnp.float32
+
+
 def test_memory_is_that_of_a_microbatch_whatever_the_batch():
     def temporary(size, microbatch_size):
         def run(w, batch):
@@ -258,8 +277,14 @@ def test_on_a_mesh_the_gradient_and_its_noise_are_those_of_one_device(axis_type)
                 private(params, batch)
 
 
-def test_devices_that_sum_by_hand_add_the_noise_once():
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+@pytest.mark.parametrize(
+    ("axis_type", "check_vma"), [(AxisType.Auto, False), (AxisType.Explicit, True)]
+)
+def test_devices_that_sum_by_hand_clip_each_example_and_add_the_noise_once(
+    axis_type, check_vma
+):
+    """With the check, JAX sums a gradient to shared parameters before it is clipped."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
     P = PartitionSpec
 
     def part(params, batch, key):
@@ -272,10 +297,23 @@ def test_devices_that_sum_by_hand_add_the_noise_once():
             batch_size=16,
         )
 
-    run = jax.shard_map(
-        part, mesh=mesh, in_specs=(P(), P("data"), P()), out_specs=P(), check_vma=False
+    run = jax.jit(
+        jax.shard_map(
+            part,
+            mesh=mesh,
+            in_specs=(P(), P("data"), P()),
+            out_specs=P(),
+            check_vma=check_vma,
+        )
     )
-    require_close(jax.jit(run)(PARAMS, (X, Y), KEY), private(PARAMS, (X, Y)).grads)
+
+    def put(tree, *spec):
+        place = NamedSharding(mesh, P(*spec))
+        return jax.tree.map(lambda x: jax.device_put(x, place), tree)
+
+    with jax.set_mesh(mesh):
+        got = run(put(PARAMS), put((X, Y), "data"), put(KEY))
+        require_close(jax.block_until_ready(got), private(PARAMS, (X, Y)).grads)
 
 
 BAD = {
@@ -287,6 +325,16 @@ BAD = {
     "must divide the 3 examples of the batch, got 2": (
         ValueError,
         {"microbatch_size": 2},
+    ),
+    "microbatch_size must be an integer, got 1.0": (
+        TypeError,
+        {"microbatch_size": 1.0},
+    ),
+    "clip must be one number, got the shape (2,)": (TypeError, {"clip": np.ones(2)}),
+    "batch_size must be one number, got None": (TypeError, {"batch_size": None}),
+    "valid must have the shape (3,), got (3, 1)": (
+        ValueError,
+        {"valid": np.ones((3, 1), bool)},
     ),
     "must divide the 3 examples of the batch, got 0": (
         ValueError,
@@ -300,6 +348,14 @@ BAD = {
     "one or more": (ValueError, {"batch": np.ones((0, 2))}),
     "must be one number, got the shape (2,)": (TypeError, {"loss": jnp.multiply}),
 }
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, np.int32])
+def test_noise_is_for_floats(dtype):
+    with pytest.raises(TypeError, match=f"leaf 'w' is of {dtype.__name__}; noise is"):
+        estimators.noised_mean(
+            {"w": np.zeros(2, dtype)}, KEY, clip=1, noise_multiplier=1, batch_size=1
+        )
 
 
 @pytest.mark.parametrize("message", BAD)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optlab import estimators
 from tests.sharding import on_mesh
@@ -168,6 +168,45 @@ def test_with_a_cut_batch_statistics_are_of_the_whole_batch(axis_type, kind):
     assert got[1].sharding.is_fully_replicated
 
 
+@on_mesh.BOTH
+@pytest.mark.parametrize("rows", [16, 4], ids=["many rows", "few rows"])
+def test_the_gradient_lies_where_its_kernel_lies(axis_type, rows):
+    x, kernel = (RANDOM.normal(size=s).astype(np.float32) for s in ((rows, 8), (8, 4)))
+    slope = jax.jit(
+        jax.grad(lambda w, x: jnp.mean(estimators.tract_dense(x, w) ** 2)),
+    )
+    wanted = slope(kernel, x)
+    mesh = on_mesh.mesh_of(axis_type)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+        for spec in ((None, "model"), ("model", None), ("data", "model")):
+            place = NamedSharding(mesh, PartitionSpec(*spec))
+            got = jax.block_until_ready(slope(jax.device_put(kernel, place), x))
+            scale = float(jnp.max(jnp.abs(wanted)))
+            np.testing.assert_allclose(got, wanted, atol=1e-5 * scale)
+            if axis_type == AxisType.Explicit:
+                assert got.sharding.is_equivalent_to(place, 2)
+
+
+@pytest.mark.parametrize("check_vma", [False, True])
+def test_in_a_shard_statistics_are_of_its_rows(check_vma):
+    x, kernel = (RANDOM.normal(size=s).astype(np.float32) for s in ((16, 3), (3, 2)))
+
+    def slope(x, kernel):
+        found = jax.grad(lambda w: jnp.sum(estimators.tract_dense(x, w) ** 2))(kernel)
+        # With the check, the gradient to what devices share is summed by JAX.
+        return found if check_vma else jax.lax.psum(found, "data")
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    P = PartitionSpec
+    run = jax.shard_map(
+        slope, mesh=mesh, in_specs=(P("data"), P()), out_specs=P(), check_vma=check_vma
+    )
+    got = jax.block_until_ready(jax.jit(run)(x, kernel))
+    wanted = sum(exact(part, 2 * part @ kernel) for part in np.split(x, 8))
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
 class First(nnx.Linear):
     """A first layer of a Flax model, as the docstring has it."""
 
@@ -190,6 +229,10 @@ def test_a_flax_layer_differs_in_the_gradient_of_its_kernel_alone():
     np.testing.assert_allclose(got["kernel"][...], exact(x, slope), rtol=1e-4)
 
 
+def conv(**how):
+    return estimators.tract_conv(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 2)), **how)
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -202,6 +245,11 @@ def test_a_flax_layer_differs_in_the_gradient_of_its_kernel_alone():
             lambda x: estimators.tract_conv(x, jnp.ones((3, 3, 1, 2))),
             r"tract_conv: x of shape \(5, 3\) and kernel of shape \(3, 3, 1, 2\)",
         ),
+        (lambda x: conv(strides=1.5), "strides must be one integer .* got 1.5"),
+        (lambda x: conv(strides=(1, 2, 3)), r"got \(1, 2, 3\)"),
+        (lambda x: conv(strides=0), "strides must .* got 0"),
+        (lambda x: conv(padding=1), "padding must be one of .* two pairs, got 1"),
+        (lambda x: conv(padding="CIRCULAR"), "got 'CIRCULAR'"),
     ],
 )
 def test_what_makes_no_sense_is_named(call, said):

@@ -49,7 +49,7 @@ def coordinatewise_value_and_grad(
     error from that is about 1e-7 / mu.
 
     Whatever draws or looks at a batch has to do so alike in all evaluations: dropout
-    off, batch statistics frozen.
+    off, batch statistics frozen. Call it under `jax.jit`, or it compiles at each call.
 
     Args:
       loss: From parameters to a number, float32 or wider, on the batch of this step. It

@@ -37,7 +37,7 @@ def zo_grasp_scores(
         examples of each class. It gets half-precision parameters in float32.
       params: Tree of floating arrays.
       key: Typed random key.
-      mu: Step, above 0, in units of the length of a leaf.
+      mu: How far each leaf is moved, above 0, in units of the parameters.
       samples: Number q of directions.
 
     Returns:
@@ -112,7 +112,8 @@ def layerwise_sparsity(scores: Any, sparsity: float, *, mask: Any = None) -> Any
       Tree with a number in [0, 1] for each leaf, 0 for those that do not compete.
 
     Raises:
-      ValueError: If sparsity is out of range, or a score is not finite.
+      ValueError: If sparsity is out of range, a score is not finite, or the mask has
+        another structure than the scores.
 
     Example:
       >>> import jax.numpy as jnp
@@ -131,8 +132,9 @@ def layerwise_sparsity(scores: Any, sparsity: float, *, mask: Any = None) -> Any
     elif callable(mask):
         mask = mask(scores)
     paths, structure = jax.tree.flatten_with_path(scores)
+    chosen = _leaves_of(who, "mask", mask, structure)
     flat = []
-    for (path, x), competes in zip(paths, structure.flatten_up_to(mask), strict=True):
+    for (path, x), competes in zip(paths, chosen, strict=True):
         sizes = np.abs(np.asarray(x, np.float64)).ravel() if competes else np.zeros(0)
         if not np.isfinite(sizes).all():
             raise ValueError(
@@ -164,7 +166,8 @@ def random_masks(key: jax.Array, params: Any, sparsity: Any) -> Any:
       not traced.
 
     Raises:
-      ValueError: If a share is out of range.
+      ValueError: If a share is out of range, or shares and parameters differ in
+        structure.
       TypeError: If the key is not a typed one.
 
     Example:
@@ -178,19 +181,17 @@ def random_masks(key: jax.Array, params: Any, sparsity: Any) -> Any:
     Source:
       A. Chen et al., 2023, arXiv:2310.02025, and the authors' code.
     """
-    links.require_key("random_masks", key)
-    leaves, structure = jax.tree.flatten(params)
-    paths = [
-        trees.path_string(path)
-        for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    ]
+    who = "random_masks"
+    links.require_key(who, key)
+    paths, structure = jax.tree.flatten_with_path(params)
+    shares = _leaves_of(who, "sparsity", sparsity, structure)
     masks = []
-    for number, share in enumerate(structure.flatten_up_to(sparsity)):
-        shape = jnp.shape(leaves[number])
-        _require_share("random_masks", f"sparsity of leaf '{paths[number]}'", share)
-        size = int(np.prod(shape))
+    for number, ((path, x), share) in enumerate(zip(paths, shares, strict=True)):
+        _require_share(who, f"sparsity of leaf '{trees.path_string(path)}'", share)
+        size = int(np.prod(jnp.shape(x)))
         ranks = jax.random.permutation(jax.random.fold_in(key, number), size)
-        masks.append((ranks >= round(float(share) * size)).reshape(shape))
+        kept = ranks >= round(float(share) * size)
+        masks.append(kept.reshape(jnp.shape(x)))
     return structure.unflatten(masks)
 
 
@@ -220,6 +221,15 @@ def _along_random_directions(
 def _unit(z: jax.Array) -> jax.Array:
     length = jnp.sqrt(jnp.sum(z * z))
     return z / jnp.where(length == 0, 1, length)
+
+
+def _leaves_of(who: str, name: str, tree: Any, structure: Any) -> list[Any]:
+    if jax.tree.structure(tree) != structure:
+        raise ValueError(
+            f"{who}: {name} has one entry for each leaf, in the structure {structure};"
+            f" got {jax.tree.structure(tree)}"
+        )
+    return jax.tree.leaves(tree)
 
 
 def _require_share(who: str, name: str, share: Any) -> None:

@@ -237,6 +237,16 @@ def scores(**changes):
             r"random_masks: sparsity of leaf 'b' must be from 0 to 1, got -0\.1",
         ),
         (
+            lambda: estimators.layerwise_sparsity(PARAMS, 0.5, mask={"a": True}),
+            ValueError,
+            r"layerwise_sparsity: mask has one entry .* got .*\{'a': \*\}",
+        ),
+        (
+            lambda: estimators.random_masks(KEY, PARAMS, 0.5),
+            ValueError,
+            "random_masks: sparsity has one entry for each leaf, in the structure",
+        ),
+        (
             lambda: estimators.random_masks(1, PARAMS, {"a": 0.5, "b": 0.5}),
             TypeError,
             "random_masks: key must be one typed key",

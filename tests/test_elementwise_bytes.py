@@ -27,6 +27,8 @@ def adamw():
         # A sum over the leaf comes before the step.
         ("cautious", 1.5),
         ("adamp", 2.2),
+        ("prodigy", 2.5),
+        ("dadapt_adam", 2.3),
     ],
 )
 def test_a_step_moves_at_most_so_many_times_the_bytes_of_adamw(adamw, name, most):

@@ -134,9 +134,9 @@ def dadapt_adam(
         del extra_args
         links.require_params(who, params)
         g, x = links.widen(updates), links.widen(params)
-        rates = _distance.decays(weight_decay, mask, x)
+        decay = _distance.decays(weight_decay, mask, x)
         if not decoupled:
-            g = jax.tree.map(lambda g, c, x: g + c * x, g, rates, x)
+            g = _distance.decayed(g, decay, x)
         rate: Any = link.update(jnp.ones(()), state.rate)[1]
         t = jnp.asarray(optax.safe_increment(state.count))
         d, eta = jnp.maximum(state.d, d0), rate.learning_rate
@@ -146,19 +146,19 @@ def dadapt_adam(
 
         ahead = jax.tree.map(lambda s, v: s / (jnp.sqrt(v) + eps), state.s, state.nu)
         numerator = q * state.numerator + (1 - q) * a * links.inner_product(g, ahead)
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * a * g, state.mu, g)
-        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, g)
         s = jax.tree.map(lambda s, g: q * s + (1 - q) * a * g, state.s, g)
         size = _distance.absolute_sum(s)
         d = _distance.grown(d, numerator / ((1 - q) * size), growth_rate)
-        u = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
-        if decoupled:
-            u = jax.tree.map(lambda u, c, x: u + a * c * x, u, rates, x)
-        # All is zero before the first gradient, and a NaN is not.
-        moves = (size != 0) & (eta != 0)
+        moves = _distance.moves(size, eta, d)
+
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * a * g, state.mu, g)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, g)
         numerator = _distance.sound(numerator, state.numerator)
         new = DadaptAdamState(t, d, numerator, mu, nu, s, rate)
-        out = _distance.steps(moves, u, updates)
-        return out, _distance.held(moves, new, state)
+        new = _distance.held(moves, new, state)._replace(rate=rate)
+        u = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), new.mu, new.nu)
+        if decoupled:
+            u = _distance.decayed(u, decay, x, a)
+        return _distance.steps(moves, u, updates), new
 
     return optax.GradientTransformationExtraArgs(init, update)

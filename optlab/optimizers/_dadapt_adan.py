@@ -142,7 +142,7 @@ def dadapt_adan(
         del extra_args
         links.require_params(who, params)
         g, x = links.widen(updates), links.widen(params)
-        rates = _distance.decays(weight_decay, mask, x)
+        decay = _distance.decays(weight_decay, mask, x)
         rate: Any = link.update(jnp.ones(()), state.rate)[1]
         t = jnp.asarray(optax.safe_increment(state.count))
         d, eta = jnp.maximum(state.d, d0), rate.learning_rate
@@ -153,26 +153,33 @@ def dadapt_adan(
             m, s = (b * y + (1 - b) * a * g for b, y in ((b1, m), (b3, s)))
             v = b2 * v + (1 - b2) * a * c
             n = b3 * n + (1 - b3) * (g + b2 * c) ** 2
-            return (m + b2 * v) / (jnp.sqrt(n) + eps), m, v, n, g, s
+            return g, m, v, n, g, s
 
-        u, *buffers = links.each_leaf(averages, g, *state[3:8])
+        _, *buffers = links.each_leaf(averages, g, *state[3:8])
         n, s = buffers[2], buffers[4]
 
+        def over_root(tree: Any, n: Any) -> Any:
+            return jax.tree.map(lambda y, n: y / (jnp.sqrt(n) + eps), tree, n)
+
         def length(tree: Any) -> jax.Array:
-            over = jax.tree.map(lambda y, n: y / (jnp.sqrt(n) + eps), tree, n)
-            return links.inner_product(tree, over)
+            return links.inner_product(tree, over_root(tree, n))
 
         weighted = b3 * state.weighted + (1 - b3) * a * a * length(g)
         size = _distance.absolute_sum(s)
         h = (length(s) / (1 - b3) - weighted) / size
-        over = a if decay_order == "proximal" else 0.0
-        u = jax.tree.map(lambda u, c, x: (u + a * c * x) / (1 + over * c), u, rates, x)
-        # All is zero before the first gradient, and a NaN is not.
-        moves = (size != 0) & (eta != 0)
         d = _distance.grown(d, h, growth_rate)
+        moves = _distance.moves(size, eta, d)
+
         weighted = _distance.sound(weighted, state.weighted)
         new = DadaptAdanState(t, d, weighted, *buffers, rate=rate)
-        out = _distance.steps(moves, u, updates)
-        return out, _distance.held(moves, new, state)
+        new = _distance.held(moves, new, state)._replace(rate=rate)
+        ahead = jax.tree.map(lambda m, v: m + b2 * v, new.mean, new.change)
+        u = over_root(ahead, new.square)
+        if decay is not None:
+            over = a if decay_order == "proximal" else 0.0
+            u = jax.tree.map(
+                lambda u, c, x: (u + a * c * x) / (1 + over * c), u, decay, x
+            )
+        return _distance.steps(moves, u, updates), new
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -124,25 +124,25 @@ def dadapt_lion(
         del extra_args
         links.require_params(who, params)
         g, x = links.widen(updates), links.widen(params)
-        rates = _distance.decays(weight_decay, mask, x)
         rate: Any = link.update(jnp.ones(()), state.rate)[1]
         t = jnp.asarray(optax.safe_increment(state.count))
         d, eta = jnp.maximum(state.d, d0), rate.learning_rate
         a = d * eta
 
         u = jax.tree.map(lambda m, g: jnp.sign(b1 * m + (1 - b1) * g), state.mu, g)
-        mu = jax.tree.map(lambda m, g: b2 * m + (1 - b2) * g, state.mu, g)
         progress = a * links.inner_product(u, state.s)
         numerator = q * state.numerator + (1 - q) * progress
         s = jax.tree.map(lambda s, u: q * s + (1 - q) * a * u, state.s, u)
         size = _distance.absolute_sum(s)
         d = _distance.grown(d, numerator / ((1 - q) * size), growth_rate)
-        step = jax.tree.map(lambda u, c, x: a * (u + c * x), u, rates, x)
-        # All is zero before the first gradient, and a NaN is not.
-        moves = (size != 0) & (eta != 0)
+        moves = _distance.moves(size, eta, d)
+
+        mu = jax.tree.map(lambda m, g: b2 * m + (1 - b2) * g, state.mu, g)
         numerator = _distance.sound(numerator, state.numerator)
         new = DadaptLionState(t, d, numerator, mu, s, rate)
+        u = _distance.decayed(u, _distance.decays(weight_decay, mask, x), x)
+        step = jax.tree.map(lambda u: a * u, u)
         out = _distance.steps(moves, step, updates)
-        return out, _distance.held(moves, new, state)
+        return out, _distance.held(moves, new, state)._replace(rate=rate)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -124,23 +124,24 @@ def dadapt_sgd(
         del extra_args
         links.require_params(who, params)
         g, x = links.widen(updates), links.widen(params)
-        rates = _distance.decays(weight_decay, mask, x)
-        g = jax.tree.map(lambda g, c, x: g + c * x, g, rates, x)
+        g = _distance.decayed(g, _distance.decays(weight_decay, mask, x), x)
         rate: Any = link.update(jnp.ones(()), state.rate)[1]
         t = jnp.asarray(optax.safe_increment(state.count))
         d, eta = jnp.maximum(state.d, d0), rate.learning_rate
         norm = jnp.where(state.count == 0, links.tree_norm(g), state.first_norm)
-        moves = (norm > 0) & jnp.isfinite(norm) & (eta != 0)
-        a = d * eta / jnp.where(moves, norm, 1)
+        known = (norm > 0) & jnp.isfinite(norm)
+        a = d * eta / jnp.where(known, norm, 1)
 
         numerator = state.numerator + a * links.inner_product(g, state.s)
         s = jax.tree.map(lambda s, g: s + a * g, state.s, g)
         d = _distance.grown(d, 2 * numerator / links.tree_norm(s), growth_rate)
+        moves = known & _distance.moves(norm, eta, d)
+
         m = jax.tree.map(lambda m, g: momentum * m + a * g, state.momentum, g)
-        u = jax.tree.map(lambda m: (1 - momentum) * m, m)
         numerator = _distance.sound(numerator, state.numerator)
         new = DadaptSgdState(t, d, numerator, norm, s, m, rate)
-        out = _distance.steps(moves, u, updates)
-        return out, _distance.held(moves, new, state)
+        new = _distance.held(moves, new, state)._replace(rate=rate)
+        u = jax.tree.map(lambda m: (1 - momentum) * m, new.momentum)
+        return _distance.steps(moves, u, updates), new
 
     return optax.GradientTransformationExtraArgs(init, update)

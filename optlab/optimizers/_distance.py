@@ -40,17 +40,32 @@ def sound(new: jax.Array, old: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(new), new, old)
 
 
+def moves(size: jax.Array, eta: Any, d: jax.Array) -> jax.Array:
+    """Returns whether there is a step, known when all sums are: after d."""
+    # All is zero before the first gradient, and a NaN is not. An estimate is a number:
+    # what the sums are made of is replaced after them, and not copied.
+    return (size != 0) & (eta != 0) & ~jnp.isnan(d)
+
+
 def decays(weight_decay: Any, mask: Any, params: Any) -> Any:
-    """Returns for each entry of the parameters how much it decays."""
+    """Returns for each entry how much it decays; None if it is known that none does."""
+    if isinstance(weight_decay, float | int) and weight_decay == 0:
+        return None
     link = links.add_decayed_weights(weight_decay, mask)
     zeros, ones = optax.tree.zeros_like(params), optax.tree.ones_like(params)
     return link.update(zeros, link.init(params), ones)[0]
 
 
+def decayed(u: Any, decay: Any, params: Any, factor: Any = 1.0) -> Any:
+    """Returns u and factor times the parameters, each times how much it decays."""
+    if decay is None:
+        return u
+    return jax.tree.map(lambda u, c, x: u + factor * c * x, u, decay, params)
+
+
 def held(moves: jax.Array, new: Any, old: Any) -> Any:
-    """Returns the new state if anything moves, in old dtypes; the rate goes on."""
-    kept = jax.tree.map(lambda n, o: jnp.where(moves, n, o).astype(o.dtype), new, old)
-    return kept._replace(rate=new.rate)
+    """Returns the new arrays if anything moves, in the dtypes of the old ones."""
+    return jax.tree.map(lambda n, o: jnp.where(moves, n, o).astype(o.dtype), new, old)
 
 
 def steps(moves: jax.Array, downhill: Any, updates: Any) -> Any:

@@ -312,8 +312,7 @@ def _over_gradients(
         if not jax.tree.leaves(params):
             return updates, state._replace(rate=rate)
         g, x = links.widen(updates), links.widen(params)
-        decay = _distance.decays(weight_decay, mask, x)
-        g = jax.tree.map(lambda g, c, x: g + c * x, g, decay, x)
+        g = _distance.decayed(g, _distance.decays(weight_decay, mask, x), x)
         old = (state.distance, state.gradients)
         sizes = [_lengths(tree, views) for tree in (x, g, state.displacement)]
         eta = rate.learning_rate

@@ -140,7 +140,6 @@ def prodigy(
             f"{who}: slice_p must be a whole number of 1 or more, got {slice_p}"
         )
     link = links.scale_by_learning_rate(learning_rate)
-    decay = links.add_decayed_weights(weight_decay, mask)
 
     # One program: what devices send each other leaf by leaf may block them.
     slices = jax.jit(functools.partial(_every, p=slice_p))
@@ -162,8 +161,9 @@ def prodigy(
         del extra_args
         links.require_params(who, params)
         g, x = links.widen(updates), links.widen(params)
+        decay = _distance.decays(weight_decay, mask, x)
         if not decoupled:
-            g, _ = decay.update(g, decay.init(x), x)
+            g = _distance.decayed(g, decay, x)
         rate: Any = link.update(jnp.ones(()), state.rate)[1]
         t = jnp.asarray(optax.safe_increment(state.count))
         d, eta = jnp.maximum(state.d, d0), rate.learning_rate
@@ -178,20 +178,21 @@ def prodigy(
         numerator = root * state.numerator - d / d0 * d * eta * progress
         h = d_coef * numerator / size
         numbers = _grown(state, d, d0, h, numerator, growth_rate)
+        moves = _distance.moves(size, eta, numbers[0])
 
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * (d * g), state.mu, g)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * (d * g) ** 2, state.nu, g)
-        floor = numbers[0] * eps
-        u = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + floor), mu, nu)
+        new = ProdigyState(t, *numbers, mu, nu, s, state.displacement, rate)
+        new = _distance.held(moves, new, state)
+        floor = new.d * eps
+        u = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + floor), new.mu, new.nu)
         if decoupled:
-            u, _ = decay.update(u, decay.init(x), x)
-        # All is zero before the first gradient, and a NaN is not.
-        moves = (size != 0) & (eta != 0)
+            u = _distance.decayed(u, decay, x)
         u = jax.tree.map(lambda u: d * eta * u, u)
-        way = jax.tree.map(jnp.subtract, state.displacement, _every(u, slice_p))
-        new = ProdigyState(t, *numbers, mu, nu, s, way, rate)
+        way = jax.tree.map(jnp.subtract, new.displacement, _every(u, slice_p))
+        way = _distance.held(moves, way, new.displacement)
         out = _distance.steps(moves, u, updates)
-        return out, _distance.held(moves, new, state)
+        return out, new._replace(displacement=way, rate=rate)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -99,6 +99,7 @@ class Rule:
         links.require_key(self.who, key)
         _require_stacked(self.who, params)
         links.require_felt(self.who, params, self.eps, self.compute_dtype)
+        self.decays(params)
         return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))((key, dict(params)))
 
     def rate(self, count: jax.Array) -> jax.Array:
@@ -109,13 +110,22 @@ class Rule:
     def decays(self, params: Any) -> Any:
         """Returns the decay of each leaf."""
         mask = self.mask(params) if callable(self.mask) else self.mask
-        flags = jax.tree.broadcast(True if mask is None else mask, params)
+        try:
+            flags = jax.tree.broadcast(True if mask is None else mask, params)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.who}: mask must be a tree of booleans like the parameters, or"
+                f" a part of it from the root on: {error}"
+            ) from error
         return jax.tree.map(lambda own: self.weight_decay if own else 0.0, flags)
 
     def embedded(self, outside: Any, key: jax.Array, batch: Any) -> tuple[Any, Any]:
         """Returns the hidden states at both points."""
-        plus, minus = self._points(outside, key)
-        return self.loss.embed(plus, batch), self.loss.embed(minus, batch)
+        both = self._one_by_one(
+            outside, key, lambda outside, _: self.loss.embed(outside, batch), ()
+        )
+        plus, minus = (jax.tree.map(lambda x, i=i: x[i], both) for i in range(2))
+        return plus, minus
 
     def through(
         self, w: Any, key: jax.Array, hidden: tuple[Any, Any]
@@ -132,14 +142,14 @@ class Rule:
 
     def found(self, outside: Any, key: jax.Array, hidden: Any, batch: Any) -> TwoPoints:
         """Returns what the losses at both points say."""
-        # To the compiler this is another key: the points are made again, and need not
-        # be kept while the layers go by.
-        key, hidden = jax.lax.optimization_barrier((key, hidden))
-        losses = []
-        for point, h in zip(self._points(outside, key), hidden, strict=True):
-            losses.append(self.loss.head_loss(point, h, batch))
-            links.require_precise_loss(self.who, losses[-1])
-        plus, minus = losses
+
+        def value(outside: Any, h: Any) -> jax.Array:
+            value = self.loss.head_loss(outside, h, batch)
+            links.require_precise_loss(self.who, value)
+            return value
+
+        both = jax.tree.map(lambda plus, minus: jnp.stack((plus, minus)), *hidden)
+        plus, minus = self._one_by_one(outside, key, value, both)
         return TwoPoints((plus + minus) / 2, (plus - minus) / (2 * self.eps))
 
     def moved(self, w: Any, decays: Any, key: jax.Array, slope: Any, rate: Any) -> Any:
@@ -162,7 +172,6 @@ class Rule:
     def descended(self, params: Any, key: jax.Array, slope: Any, rate: Any) -> Any:
         """Takes the step of all parameters, layer after layer where they lie."""
         decays, keys = self.decays(params), Keys.of(key)
-        slope, rate = finite(slope, rate)
 
         def visit(index: Any, layers: Any) -> Any:
             w, own = fetched(layers, index), keys.layer(index)
@@ -184,6 +193,19 @@ class Rule:
         )
         return plus, minus
 
+    def _one_by_one(
+        self, outside: Any, key: jax.Array, function: Callable[..., Any], hidden: Any
+    ) -> Any:
+        """Goes to one point after the other; what is outside may be large."""
+        z = estimators.direction_like(key, outside, self.distribution)
+        dtype = self.compute_dtype
+
+        def at(point: tuple[jax.Array, Any]) -> Any:
+            by, h = point
+            return function(estimators.shifted(outside, z, by, compute_dtype=dtype), h)
+
+        return jax.lax.map(at, (jnp.array([self.eps, -self.eps]), hidden))
+
 
 class Keys(NamedTuple):
     """The keys of a step: of what is outside the layers, and of each layer."""
@@ -199,12 +221,6 @@ class Keys(NamedTuple):
     def layer(self, index: Any) -> jax.Array:
         """Makes the key of a layer."""
         return jax.random.fold_in(self.layers, index)
-
-
-def finite(slope: jax.Array, rate: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Makes a step of a slope that is no number, or infinite, no step at all."""
-    known = jnp.isfinite(slope)
-    return jnp.where(known, slope, 0), jnp.where(known, rate, 0)
 
 
 def to_device(w: Any) -> Any:

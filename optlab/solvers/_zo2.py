@@ -155,8 +155,10 @@ def zo2(
         layers, last, hidden = carry
         layers = _stacked.replaced(layers, depth - 1, last)
         found = rule.found(outside, keys.outside, hidden, batch)
-        slope, rate = _stacked.finite(found.slope, rule.rate(state.count))
         params = {"outside": outside, "layers": layers}
+        known = jnp.isfinite(found.slope)
+        slope = jnp.where(known, found.slope, 0).astype(state.slope.dtype)
+        rate = jnp.where(known, rule.rate(state.count), 0)
         return Zo2State(state.count + 1, state.key, params, slope, rate), found
 
     def flush(state: Zo2State) -> Zo2State:

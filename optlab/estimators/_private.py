@@ -28,8 +28,9 @@ def noised_mean(
 
     Args:
       total: Tree S of arrays, of which no example moves more than C.
-      key: Typed random key, a new one each step and kept secret: who knows it can
-        subtract the noise. The same on every host: noise depends on the key, the order
+      key: Typed random key, a new one each step and kept secret: who knows it, or can
+        guess the small number that it was made of, can subtract the noise. The same on
+        every host: with keys of JAX's default kind noise depends on the key, the order
         of the leaves and their shapes, not on the mesh or the placement.
       clip: The C of the sum.
       noise_multiplier: sigma, 0 or more; what a privacy accountant asks for.
@@ -110,7 +111,9 @@ def private_gradient(
         updates, state = tx.update(found.grads, state, params)
 
     A run that goes on from a checkpoint with other batches needs another key: two
-    gradients with one noise differ by their data alone.
+    gradients with one noise differ by their data alone. Inside `jax.shard_map` each
+    device would add the noise: use the two parts, `clipped_gradient_sum` and
+    `noised_mean`, with a `psum` between.
 
     Args:
       loss: From parameters and one example to a number.
@@ -121,9 +124,8 @@ def private_gradient(
       noise_multiplier: sigma, 0 or more; `privacy_spent` says what it is worth.
       batch_size: B, the expected number of examples; see `noised_mean`.
       microbatch_size: Examples differentiated at a time; see `clipped_gradient_sum`.
-      valid: Which examples count, shape (b,). A batch drawn by chance, each example
-        with the same probability, has another size each time: fill it up to a fixed
-        one.
+      valid: Which examples count, shape (b,); `poisson_batch` gives them. The batches
+        that an accountant assumes have another size each time.
 
     Returns:
       The gradient in the dtypes of the parameters, and numbers that are not private.

@@ -3,16 +3,18 @@
     python benchmarks/tuning_free.py --out runs/tuning_free --jobs 1
     python benchmarks/tuning_free.py --report
 
-A method has its published setting and five others. The best on digits is tested on
-text and the best on text on digits, with three other seeds; so is the published one.
-AdamW is calibrated alike, and as the sweeps of `first_order.py` have tuned it. Last,
-Muon starts from rates of a hundredth to ten times its tuned ones, as it is and with a
-learned rate. The first command runs what is not in the folder yet and writes the
-numbers to `benchmarks/tuning_free.json`; the second prints the tables from there.
+A method has its published setting and three others, each with one thing changed. The
+best on digits is tested on text and the best on text on digits, with three other
+seeds; so is the published one, on both. AdamW has six rates, and is also tested as the
+sweeps of `first_order.py` tuned it. Last, Muon starts from rates of a hundredth to ten
+times its tuned ones, as it is and with a learned rate. The first command runs what is
+not in the folder yet and writes the numbers to `benchmarks/tuning_free.json`; the
+second prints the tables from there.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -159,6 +161,9 @@ def learned(muon: optax.GradientTransformation) -> optax.GradientTransformation:
 MUON: dict[str, Method] = {
     "muon": around_muon(lambda muon: muon),
     "mechanic of muon": around_muon(wrappers.mechanic),
+    "mechanic of muon, s_init 0.01": around_muon(
+        functools.partial(wrappers.mechanic, s_init=0.01)
+    ),
     "muon, rate learned": around_muon(learned),
 }
 

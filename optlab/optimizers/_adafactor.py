@@ -1,5 +1,6 @@
 """Adafactor: Adam's divisor from the means of rows and columns alone."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -88,17 +89,11 @@ def scale_by_adafactor(
         who, decay_power=decay_power, eps=eps, max_rms=max_rms, min_scale=min_scale
     )
 
-    # One program: sums over devices that are started one by one may block each other.
-    @jax.jit
-    def first_means(zeros: Any) -> Any:
-        known = zip(jax.tree.leaves(zeros), _sides(zeros, views, min_size), strict=True)
-        return [_means(zero, own) for zero, own in known if own]
-
     def init(params: optax.Params) -> ScaleByAdafactorState:
-        zeros = jax.tree.map(jnp.zeros_like, links.widen(params))
-        pairs = first_means(zeros)
-        leaves, structure = jax.tree.flatten(zeros)
-        known = zip(leaves, _sides(params, views, min_size), strict=True)
+        zeros, structure = jax.tree.flatten(optax.tree.zeros_like(links.widen(params)))
+        sides = tuple(_sides(params, views, min_size))
+        pairs = _first_means(zeros, sides)
+        known = zip(zeros, sides, strict=True)
         whole = [optax.MaskedNode() if own else zero for zero, own in known]
         # An array in place of none: Optax asks so what is not shaped like parameters.
         rows, columns = zip(*pairs, strict=True) if pairs else (jnp.zeros(()),) * 2
@@ -171,6 +166,13 @@ def _means(square: jax.Array, sides: Any) -> tuple[jax.Array, jax.Array]:
     """Means of the rows, over the outputs, and of the columns, over the fan-in."""
     rows, columns = (jnp.mean(square, axes, keepdims=True) for axes in sides[::-1])
     return links.settled(rows), links.settled(columns)
+
+
+# One program: sums over devices that are started one by one may block each other.
+@functools.partial(jax.jit, static_argnums=1)
+def _first_means(zeros: list[jax.Array], sides: tuple[Any, ...]) -> list[Any]:
+    known = zip(zeros, sides, strict=True)
+    return [_means(zero, own) for zero, own in known if own]
 
 
 def _toward(old: jax.Array, new: jax.Array, share: jax.Array) -> jax.Array:

@@ -155,7 +155,7 @@ def dadapt_adam(
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, g)
         numerator = _distance.sound(numerator, state.numerator)
         new = DadaptAdamState(t, d, numerator, mu, nu, s, rate)
-        new = _distance.held(moves, new, state)._replace(rate=rate)
+        new = _distance.held(moves, new, state)
         u = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), new.mu, new.nu)
         if decoupled:
             u = _distance.decayed(u, decay, x, a)

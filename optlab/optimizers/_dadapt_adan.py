@@ -158,11 +158,8 @@ def dadapt_adan(
         _, *buffers = links.each_leaf(averages, g, *state[3:8])
         n, s = buffers[2], buffers[4]
 
-        def over_root(tree: Any, n: Any) -> Any:
-            return jax.tree.map(lambda y, n: y / (jnp.sqrt(n) + eps), tree, n)
-
         def length(tree: Any) -> jax.Array:
-            return links.inner_product(tree, over_root(tree, n))
+            return links.inner_product(tree, _over_root(tree, n, eps))
 
         weighted = b3 * state.weighted + (1 - b3) * a * a * length(g)
         size = _distance.absolute_sum(s)
@@ -172,14 +169,15 @@ def dadapt_adan(
 
         weighted = _distance.sound(weighted, state.weighted)
         new = DadaptAdanState(t, d, weighted, *buffers, rate=rate)
-        new = _distance.held(moves, new, state)._replace(rate=rate)
+        new = _distance.held(moves, new, state)
         ahead = jax.tree.map(lambda m, v: m + b2 * v, new.mean, new.change)
-        u = over_root(ahead, new.square)
-        if decay is not None:
-            over = a if decay_order == "proximal" else 0.0
-            u = jax.tree.map(
-                lambda u, c, x: (u + a * c * x) / (1 + over * c), u, decay, x
-            )
+        u = _over_root(ahead, new.square, eps)
+        u = _distance.decayed(u, decay, x, a, decay_order == "proximal")
         return _distance.steps(moves, u, updates), new
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _over_root(tree: Any, square: Any, eps: Any) -> Any:
+    """Returns the tree over the root of the mean square."""
+    return jax.tree.map(lambda y, n: y / (jnp.sqrt(n) + eps), tree, square)

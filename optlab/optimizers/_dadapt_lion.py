@@ -143,6 +143,6 @@ def dadapt_lion(
         u = _distance.decayed(u, _distance.decays(weight_decay, mask, x), x)
         step = jax.tree.map(lambda u: a * u, u)
         out = _distance.steps(moves, step, updates)
-        return out, _distance.held(moves, new, state)._replace(rate=rate)
+        return out, _distance.held(moves, new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)

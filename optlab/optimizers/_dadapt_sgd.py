@@ -140,7 +140,7 @@ def dadapt_sgd(
         m = jax.tree.map(lambda m, g: momentum * m + a * g, state.momentum, g)
         numerator = _distance.sound(numerator, state.numerator)
         new = DadaptSgdState(t, d, numerator, norm, s, m, rate)
-        new = _distance.held(moves, new, state)._replace(rate=rate)
+        new = _distance.held(moves, new, state)
         u = jax.tree.map(lambda m: (1 - momentum) * m, new.momentum)
         return _distance.steps(moves, u, updates), new
 

@@ -56,16 +56,24 @@ def decays(weight_decay: Any, mask: Any, params: Any) -> Any:
     return link.update(zeros, link.init(params), ones)[0]
 
 
-def decayed(u: Any, decay: Any, params: Any, factor: Any = 1.0) -> Any:
-    """Returns u and factor times the parameters, each times how much it decays."""
+def decayed(
+    u: Any, decay: Any, params: Any, factor: Any = 1.0, proximal: bool = False
+) -> Any:
+    """Returns u + a x, where a is factor times the decay; proximal over 1 + a."""
     if decay is None:
         return u
-    return jax.tree.map(lambda u, c, x: u + factor * c * x, u, decay, params)
+
+    def leaf(u: jax.Array, c: jax.Array, x: jax.Array) -> jax.Array:
+        u = u + factor * c * x
+        return u / (1 + factor * c) if proximal else u
+
+    return jax.tree.map(leaf, u, decay, params)
 
 
 def held(moves: jax.Array, new: Any, old: Any) -> Any:
-    """Returns the new arrays if anything moves, in the dtypes of the old ones."""
-    return jax.tree.map(lambda n, o: jnp.where(moves, n, o).astype(o.dtype), new, old)
+    """Returns the new state if anything moves, in old dtypes; the rate goes on."""
+    kept = jax.tree.map(lambda n, o: jnp.where(moves, n, o).astype(o.dtype), new, old)
+    return kept._replace(rate=new.rate)
 
 
 def steps(moves: jax.Array, downhill: Any, updates: Any) -> Any:

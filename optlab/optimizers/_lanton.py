@@ -114,19 +114,14 @@ def scale_by_lanton(
     )
 
     # One program: sums over devices that are started one by one may block each other.
-    @jax.jit
-    def first_sums(zeros: Any) -> Any:
-        return jax.tree.map(links.settled, _sum_of_each_matrix(zeros, views))
+    first_sums = jax.jit(functools.partial(_sum_of_each_matrix, views=views))
 
     def init(params: optax.Params) -> ScaleByLantonState:
         trees.leaf_views("scale_by_lanton", params, views)
         inner = muon.init(params)
         zeros = jax.tree.map(jnp.zeros_like, links.widen(params))
-        noise = first_sums(zeros)
-        if not jax.tree.leaves(noise):
-            # Optax asks in this way which parts of a state are shaped like the
-            # parameters; these numbers are not.
-            noise = jnp.zeros(())
+        # An array in place of none: Optax asks so what is not shaped like parameters.
+        noise: Any = first_sums(zeros) if jax.tree.leaves(zeros) else jnp.zeros(())
         previous = None if paired else zeros
         return ScaleByLantonState(jnp.zeros((), jnp.int32), inner, noise, previous)
 
@@ -191,7 +186,7 @@ def _sum_of_each_matrix(tree: Any, views: Any) -> Any:
     leaves, treedef = jax.tree.flatten(tree)
     found = trees.leaf_views("scale_by_lanton", tree, views)
     return treedef.unflatten(
-        jnp.sum(x, (*view.reduction, *view.output), keepdims=True)
+        links.settled(jnp.sum(x, (*view.reduction, *view.output), keepdims=True))
         for x, view in zip(leaves, found, strict=True)
     )
 

@@ -261,7 +261,7 @@ def _model(
         step = jax.tree.map(lambda u, x: (tau * u + c * x) / (1 + c), u, x)
         new = MomoState(t, f, product, bound, mu, nu, rate)
         out = _distance.steps(sound, step, updates)
-        return out, _distance.held(sound, new, state)._replace(rate=rate)
+        return out, _distance.held(sound, new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -1,5 +1,6 @@
 """NorMuon: Muon whose output neurons all move by the same amount."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -97,16 +98,12 @@ def scale_by_normuon(
     )
 
     # One program: sums over devices that are started one by one may block each other.
-    @jax.jit
-    def first_means(zeros: Any) -> Any:
-        return jax.tree.map(links.settled, _mean_over_fan_in(zeros, views))
+    first_means = jax.jit(functools.partial(_mean_over_fan_in, views=views))
 
     def init(params: optax.Params) -> ScaleByNormuonState:
-        second = first_means(jax.tree.map(jnp.zeros_like, links.widen(params)))
-        if not jax.tree.leaves(second):
-            # Optax asks in this way which parts of a state are shaped like the
-            # parameters; these numbers are not.
-            second = jnp.zeros(())
+        zeros = jax.tree.map(jnp.zeros_like, links.widen(params))
+        # An array in place of none: Optax asks so what is not shaped like parameters.
+        second: Any = first_means(zeros) if jax.tree.leaves(zeros) else jnp.zeros(())
         return ScaleByNormuonState(jnp.zeros((), jnp.int32), muon.init(params), second)
 
     def update(
@@ -144,7 +141,8 @@ def _mean_over_fan_in(tree: Any, views: Any) -> Any:
     means = []
     for x, view in zip(leaves, found, strict=True):
         rows = math.prod(x.shape[axis] for axis in view.reduction)
-        means.append(jnp.sum(x, view.reduction, keepdims=True) / max(rows, 1))
+        mean = jnp.sum(x, view.reduction, keepdims=True) / max(rows, 1)
+        means.append(links.settled(mean))
     return treedef.unflatten(means)
 
 

@@ -1,6 +1,5 @@
 """Prodigy: Adam whose learning rate is an estimate of the distance to the solution."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -141,14 +140,10 @@ def prodigy(
         )
     link = links.scale_by_learning_rate(learning_rate)
 
-    # One program: what devices send each other leaf by leaf may block them.
-    slices = jax.jit(functools.partial(_every, p=slice_p))
-
     def init(params: optax.Params) -> ProdigyState:
         numbers = _distance.numbers(3)
         zeros = [optax.tree.zeros_like(links.widen(params)) for _ in range(4)]
-        if slice_p > 1:
-            zeros[2:] = map(slices, zeros[2:])
+        zeros[2:] = (_first(tree, slice_p) for tree in zeros[2:])
         count = jnp.zeros((), jnp.int32)
         return ProdigyState(count, *numbers, *zeros, rate=link.init(params))
 
@@ -184,15 +179,14 @@ def prodigy(
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * (d * g) ** 2, state.nu, g)
         new = ProdigyState(t, *numbers, mu, nu, s, state.displacement, rate)
         new = _distance.held(moves, new, state)
-        floor = new.d * eps
+        floor = numbers[0] * eps
         u = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + floor), new.mu, new.nu)
         if decoupled:
             u = _distance.decayed(u, decay, x)
-        u = jax.tree.map(lambda u: d * eta * u, u)
-        way = jax.tree.map(jnp.subtract, new.displacement, _every(u, slice_p))
-        way = _distance.held(moves, way, new.displacement)
+        u = jax.tree.map(lambda u: jnp.where(moves, d * eta * u, 0), u)
+        way = jax.tree.map(_less, new.displacement, _every(u, slice_p))
         out = _distance.steps(moves, u, updates)
-        return out, new._replace(displacement=way, rate=rate)
+        return out, new._replace(displacement=way)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -227,3 +221,12 @@ def _every(tree: Any, p: int) -> Any:
         return links.settled(x.ravel()[::p])
 
     return [part(x) for x in jax.tree.leaves(tree)]
+
+
+# One program: what devices send each other leaf by leaf may block them.
+_first = jax.jit(_every, static_argnums=1)
+
+
+def _less(x: jax.Array, u: jax.Array) -> jax.Array:
+    """Returns x - u in the dtype of x."""
+    return (x - u).astype(x.dtype)

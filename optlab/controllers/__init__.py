@@ -11,4 +11,6 @@ from optlab.controllers._batch_tests import augmented_test as augmented_test
 from optlab.controllers._batch_tests import inner_product_test as inner_product_test
 from optlab.controllers._batch_tests import norm_test as norm_test
 from optlab.controllers._forecast import forecast_loss as forecast_loss
+from optlab.controllers._heavy_ball import HeavyBall as HeavyBall
+from optlab.controllers._heavy_ball import heavy_ball as heavy_ball
 from optlab.controllers._next_rate import next_rate as next_rate

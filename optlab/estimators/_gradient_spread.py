@@ -158,8 +158,8 @@ def gradient_statistics(
       params: Tree of arrays.
       microbatches: Tree of arrays (k, b, ...), k microbatches of b examples. On a mesh
         examples lie along the devices, so cut the second axis.
-      count: How many of the microbatches count, the first ones, from 1 to k; it may be
-        traced. None for all.
+      count: How many of the microbatches count, the first ones, from 1 to k. A traced
+        number outside of that is taken for the nearest. None for all.
       along: Whether to measure the variance along the mean.
 
     Returns:
@@ -190,12 +190,12 @@ def gradient_statistics(
     """
     who = "gradient_statistics"
     times = _times(who, microbatches)
-    real = times if count is None else count
-    if isinstance(real, int) and not 1 <= real <= times:
+    if isinstance(count, int) and not 1 <= count <= times:
         raise ValueError(
-            f"{who}: count must be from 1 to the {times} microbatches, got {real}"
+            f"{who}: count must be from 1 to the {times} microbatches, got {count}"
         )
-
+    # Beyond the last microbatch it would be taken again and again.
+    real = times if count is None else jnp.clip(count, 1, times)
     one = _one_number(who, loss)
 
     def rows(i: jax.Array) -> Any:

@@ -17,7 +17,7 @@ optlab train --workload digits --chain adamw+cosine --out runs/digits
 optlab train --workload digits --chain adamw --schedule autolrs --steps 400
     the learning rate is searched; that takes about as many steps again
 optlab train --workload digits --chain adagrad --batch-size norm --steps 400
-    batches grow when noise hides the gradient; as many examples, fewer updates
+    the batch grows when noise hides the gradient: fewer updates
 """
 
 

@@ -21,8 +21,24 @@ _FREE = Paper(
     2022,
     "https://arxiv.org/abs/2205.14083",
 )
+_DEEP_ZERO = Paper(
+    "Chen et al.",
+    "DeepZero: scaling up zeroth-order optimization for deep model training",
+    2023,
+    "https://arxiv.org/abs/2310.02025",
+)
 
 ROWS = (
+    *(
+        Row(make.__name__, make, "estimators", "zeroth-order", _DEEP_ZERO)
+        for make in (
+            estimators.coordinatewise_value_and_grad,
+            estimators.staged_coordinatewise_value_and_grad,
+            estimators.zo_grasp_scores,
+            estimators.layerwise_sparsity,
+            estimators.random_masks,
+        )
+    ),
     Row(
         "sharpness_aware_value_and_grad",
         estimators.sharpness_aware_value_and_grad,

@@ -72,7 +72,7 @@ def poisson_batch(
       >>> batch = estimators.poisson_batch(
       ...     jax.random.key(1), 1000, sampling_rate=0.004, capacity=8)
       >>> print(batch.indices, batch.drawn)
-      [0] 0
+      [ 60 220 773 925   0   0   0   0] 4
 
     Source:
       Written for this library. The bound on p is Bernstein's.

@@ -27,7 +27,8 @@ def vary_like(tree: Any, like: Any) -> Any:
       >>> def slope(w, x):
       ...     w = links.vary_like(w, x)
       ...     return jax.grad(lambda w: jnp.vdot(w, x))(w)
-      >>> mesh = jax.make_mesh((1,), ("data",))
+      >>> auto = (jax.sharding.AxisType.Auto,)
+      >>> mesh = jax.make_mesh((1,), ("data",), axis_types=auto)
       >>> run = jax.shard_map(
       ...     slope, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"))
       >>> print(run(jnp.zeros(2), jnp.ones(2)))

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 EXAMPLES = sorted((pathlib.Path(__file__).parents[1] / "examples").glob("*.py"))
-LINES = {"adaptive_batch": 120, "train_on_a_mesh": 120}
+LINES = dict.fromkeys(("adaptive_batch", "finetune_with_mezo", "train_on_a_mesh"), 120)
 # Over eight seeds 60 steps end at accuracies from 0.923 up, the default 200 steps at
 # 0.956 up; the bar of the examples is 0.90.
 STEPS = 60
@@ -18,6 +18,7 @@ BAR = 0.90
 PRINTED = {
     "adaptive_batch": "updates on",
     "compose_a_chain": "rate 0.0008",
+    "finetune_with_mezo": "test passages that end in y or n",
     "flax_linen": "rate 0.02",
     "flax_nnx": "rates: matrix 0.0008, rest 0.0100",
     "train_on_a_mesh": "hidden layer P('fsdp', 'tp')",
@@ -40,7 +41,24 @@ def test_an_example_is_short(example):
     assert len(lines) < LINES.get(example.stem, 80)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.slow
+def test_mezo_teaches_in_a_fraction_of_the_memory_of_gradients(tmp_path):
+    (example,) = (path for path in EXAMPLES if path.stem == "finetune_with_mezo")
+    done = run(example, tmp_path, "--steps", "100")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (kilobytes,) = re.findall(r"MeZO (\d+) kB, gradients (\d+) kB", done.stdout)
+    mezo, gradients = map(int, kilobytes)
+    assert mezo < gradients / 4
+    losses = [float(loss) for loss in re.findall(r"loss (\d+\.\d+)", done.stdout)]
+    assert len(losses) == 5 and losses[-1] < losses[0] / 2
+    assert PRINTED[example.stem] in done.stdout
+
+
+@pytest.mark.parametrize(
+    "example",
+    [path for path in EXAMPLES if path.stem != "finetune_with_mezo"],
+    ids=lambda path: path.stem,
+)
 def test_an_example_learns_and_prints_what_it_shows(example, tmp_path):
     done = run(example, tmp_path, "--steps", str(STEPS))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -40,7 +40,7 @@ SHARED_FILES = {
     ),
     "aggregation": ("_workers",),
     "controllers": ("_batch_tests", "_forecast", "_next_rate", "_stages"),
-    "estimators": ("_clipped", "_spsa"),
+    "estimators": ("_clipped", "_inverse_product", "_spsa"),
     "sharding": (
         *(
             "_moves",

@@ -26,6 +26,17 @@ from optlab.estimators._hessian import (
 from optlab.estimators._hessian import hessian_vector_product as hessian_vector_product
 from optlab.estimators._hessian import hutchinson as hutchinson
 from optlab.estimators._hessian import rademacher_like as rademacher_like
+from optlab.estimators._hypergradient import (
+    HypergradientEstimate as HypergradientEstimate,
+)
+from optlab.estimators._hypergradient import (
+    implicit_hypergradient as implicit_hypergradient,
+)
+from optlab.estimators._hypergradient import (
+    penalty_hypergradient as penalty_hypergradient,
+)
+from optlab.estimators._inverse_product import InverseProduct as InverseProduct
+from optlab.estimators._inverse_product import inverse_product as inverse_product
 from optlab.estimators._logistic import LogisticEstimate as LogisticEstimate
 from optlab.estimators._logistic import (
     logistic_value_and_grad as logistic_value_and_grad,

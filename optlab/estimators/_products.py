@@ -1,6 +1,7 @@
 """Curvature as a map: vectors times the Hessian, or its Gauss-Newton part."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -69,12 +70,8 @@ def hessian_product(
     Source:
       Pearlmutter, "Fast exact multiplication by the Hessian", 1994.
     """
-
-    def one(params: Any, vector: Any, *batch: Any) -> Any:
-        gradient = jax.grad(lambda w: loss(w, *batch))
-        return jax.jvp(gradient, (params,), (vector,))[1]
-
-    return _mean("hessian_product", one, links.widen(params), batches)
+    parts = (_of_hessian, loss)
+    return _mean("hessian_product", parts, links.widen(params), batches)
 
 
 def gauss_newton_product(
@@ -119,17 +116,8 @@ def gauss_newton_product(
       Schraudolph, "Fast curvature matrix-vector products for second-order gradient
       descent", 2002.
     """
-
-    def one(params: Any, vector: Any, *batch: Any) -> Any:
-        def outputs(w: Any) -> Any:
-            return model(w, *batch)
-
-        z, moved = jax.jvp(outputs, (params,), (vector,))
-        slope = jax.grad(lambda z: loss(z, *batch))
-        bent = jax.jvp(slope, (z,), (moved,))[1]
-        return jax.vjp(outputs, params)[1](bent)[0]
-
-    return _mean("gauss_newton_product", one, links.widen(params), batches)
+    parts = (_of_gauss_newton, model, loss)
+    return _mean("gauss_newton_product", parts, links.widen(params), batches)
 
 
 def preconditioned_product(product: Callable[[Any], Any], diagonal: Any) -> Product:
@@ -171,12 +159,31 @@ def _over_root(vector: Any, diagonal: Any) -> Any:
     return jax.tree.map(lambda v, d: v / jnp.sqrt(d), vector, diagonal)
 
 
-def _mean(who: str, one: Callable[..., Any], params: Any, batches: Any) -> Product:
-    """Makes the mean of one(params, vector, batch) over the batches."""
+def _of_hessian(loss: Any, params: Any, vector: Any, *batch: Any) -> Any:
+    gradient = jax.grad(lambda w: loss(w, *batch))
+    return jax.jvp(gradient, (params,), (vector,))[1]
+
+
+def _of_gauss_newton(
+    model: Any, loss: Any, params: Any, vector: Any, *batch: Any
+) -> Any:
+    def outputs(w: Any) -> Any:
+        return model(w, *batch)
+
+    z, moved = jax.jvp(outputs, (params,), (vector,))
+    bent = jax.jvp(jax.grad(lambda z: loss(z, *batch)), (z,), (moved,))[1]
+    return jax.vjp(outputs, params)[1](bent)[0]
+
+
+def _mean(
+    who: str, parts: tuple[Callable[..., Any], ...], params: Any, batches: Any
+) -> Product:
+    """Makes the mean over the batches of a product, given with its functions."""
+    one = functools.partial(*parts)
     if batches is None:
         return Product(lambda vector: one(params, vector))
     if callable(batches):
-        return Product(_over_iterator(who, one, params, batches), on_host=True)
+        return Product(_over_iterator(who, parts, params, batches), on_host=True)
     if isinstance(batches, Iterator):
         raise TypeError(
             f"{who}: batches must be arrays, or a function that returns a new iterator"
@@ -196,13 +203,26 @@ def _mean(who: str, one: Callable[..., Any], params: Any, batches: Any) -> Produ
     return Product(apply)
 
 
-def _over_iterator(
-    who: str, one: Callable[..., Any], params: Any, batches: Callable[[], Any]
-) -> Callable[[Any], Any]:
+# What is compiled serves every point of a run; a few, as losses may hold data.
+@functools.lru_cache(maxsize=4)
+def _adder(parts: tuple[Callable[..., Any], ...]) -> Callable[..., Any]:
+    one = functools.partial(*parts)
+
     @jax.jit
     def add(params: Any, vector: Any, total: Any, size: Any, batch: Any) -> Any:
         more = one(params, vector, batch)
         return jax.tree.map(lambda t, x: t + size * x, total, more)
+
+    return add
+
+
+def _over_iterator(
+    who: str,
+    parts: tuple[Callable[..., Any], ...],
+    params: Any,
+    batches: Callable[[], Any],
+) -> Callable[[Any], Any]:
+    add = _adder(parts)
 
     def apply(vector: Any) -> Any:
         total, seen = _scaled(vector, 0.0), 0

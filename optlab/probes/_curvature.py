@@ -232,14 +232,13 @@ def _sharpest(
     hessian: estimators.Product, params: Any, known: Any, key: jax.Array, steps: int
 ) -> tuple[jax.Array, Any]:
     """Finds the largest eigenvalue from a direction that may be zero, not known yet."""
-    drawn, more = jax.random.split(key)
     is_known = links.tree_norm(known) > 0
     start = jax.tree.map(
         lambda old, new: jnp.where(is_known, old, new.astype(old.dtype)),
         known,
-        _krylov.normal_like(drawn, params),
+        _krylov.normal_like(key, params),
     )
-    reduced = _krylov.tridiagonal(hessian, start, more, steps)
+    reduced = _krylov.tridiagonal(hessian, start, steps)
     value, direction = _eigenpairs.ritz_pair(reduced)
     # A loss that is no number for once shall not be remembered.
     good = jnp.isfinite(value)

@@ -53,7 +53,7 @@ def top_eigenpairs(
     Args:
       product: The symmetric map, such as `estimators.hessian_product`'s.
       params: Tree like its vectors; only shapes, dtypes and places count.
-      key: Typed random key.
+      key: Typed random key, for the first vector.
       k: Number of pairs.
       which: "largest", "smallest" or "magnitude".
       steps: Products to take, 2 k + 30 by default; at most one for each parameter.
@@ -93,10 +93,9 @@ def top_eigenpairs(
         raise ValueError(
             f"{who}: k must be from 1 to the {m} products that are taken, got {k}"
         )
-    first, more = jax.random.split(key)
     if start is None:
-        start = _krylov.normal_like(first, params)
-    reduced = _krylov.tridiagonal(product, links.widen(start), more, m)
+        start = _krylov.normal_like(key, params)
+    reduced = _krylov.tridiagonal(product, links.widen(start), m)
     values, vectors = _ritz(reduced, k, which)
     if _krylov.on_host(product):
         each = [_pick((values, vectors), i) for i in range(k)]

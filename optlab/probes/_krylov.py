@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optlab import links
+from optlab import estimators, links
 
 Map = Callable[[Any], Any]
 
@@ -51,6 +51,7 @@ def order(who: str, name: str, steps: int, params: Any) -> int:
     return min(steps, size)
 
 
+@jax.jit
 def normal_like(key: jax.Array, params: Any) -> Any:
     """Draws a tree of normal numbers, float32 or wider, placed like the parameters.
 
@@ -70,6 +71,9 @@ def normal_like(key: jax.Array, params: Any) -> Any:
     return tree.unflatten(draw(i, x) for i, x in enumerate(leaves))
 
 
+signs_like = jax.jit(estimators.rademacher_like)
+
+
 @jax.jit
 def unit(tree: Any) -> Any:
     """Divides a tree by its norm; zero stays zero."""
@@ -78,18 +82,17 @@ def unit(tree: Any) -> Any:
     return jax.tree.map(lambda x: (x / length).astype(x.dtype), tree)
 
 
-def tridiagonal(product: Map, start: Any, key: jax.Array, steps: int) -> Tridiagonal:
+def tridiagonal(product: Map, start: Any, steps: int) -> Tridiagonal:
     """Takes Lanczos steps with full reorthogonalisation, each twice.
 
     Where the space is exhausted, as by an eigenvalue that occurs twice, it goes on with
-    a random vector at right angles to all before and a beta of 0. So the steps, up to
+    a new vector at right angles to all before and a beta of 0. So the steps, up to
     the number of parameters, are never in vain, and a quadrature gives what comes after
     no weight.
 
     Args:
       product: The map.
       start: First vector, float32 or wider.
-      key: For the random vectors.
       steps: Number of products, at most the number of entries of a vector.
 
     Returns:
@@ -99,12 +102,12 @@ def tridiagonal(product: Map, start: Any, key: jax.Array, steps: int) -> Tridiag
         walk = _begun(start, steps)
         for k in range(steps):
             along = product(walk.following)
-            walk = jax.block_until_ready(_extended_compiled(key, k, walk, along))
+            walk = jax.block_until_ready(_extended_compiled(k, walk, along))
     else:
         walk = jax.lax.fori_loop(
             0,
             steps,
-            lambda k, walk: _extended(key, k, walk, product(walk.following)),
+            lambda k, walk: _extended(k, walk, product(walk.following)),
             _begun(start, steps),
         )
     return Tridiagonal(walk.alpha, walk.beta[:-1], walk.vectors)
@@ -121,7 +124,7 @@ def _begun(start: Any, steps: int) -> _Walk:
     return _Walk(zeros, zeros, room, first)
 
 
-def _extended(key: jax.Array, k: Any, walk: _Walk, along: Any) -> _Walk:
+def _extended(k: Any, walk: _Walk, along: Any) -> _Walk:
     """Adds the k-th vector, whose product with the map is known."""
     v = walk.following
     vectors = jax.tree.map(
@@ -137,8 +140,7 @@ def _extended(key: jax.Array, k: Any, walk: _Walk, along: Any) -> _Walk:
     ends = length <= 10 * eps * largest
 
     def anew() -> Any:
-        drawn = unit(normal_like(jax.random.fold_in(key, k), v))
-        return unit(_without(_without(drawn, vectors), vectors))
+        return unit(_without(_without(_scattered(k, v), vectors), vectors))
 
     following = jax.lax.cond(ends, anew, lambda: unit(left))
     beta = walk.beta.at[k].set(jnp.where(ends, 0, length))
@@ -146,6 +148,28 @@ def _extended(key: jax.Array, k: Any, walk: _Walk, along: Any) -> _Walk:
 
 
 _extended_compiled = jax.jit(_extended)
+
+
+def _scattered(k: Any, like: Any) -> Any:
+    """Fills a tree with numbers from -1 to 1 without order, others for each k.
+
+    They need no quality but to be along every direction a little, and random bits take
+    the compiler half a second for each leaf.
+    """
+
+    def fill(i: int, x: jax.Array) -> jax.Array:
+        place = jax.typeof(x).sharding
+        cut = place if any(place.spec) else None
+        bits = jnp.uint32(i + 1) * jnp.uint32(0x9E3779B9) + jnp.asarray(k, jnp.uint32)
+        for axis in range(x.ndim):
+            at = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis, out_sharding=cut)
+            bits = (bits + at) * jnp.uint32(0x85EBCA6B)
+            bits = bits ^ (bits >> 15)
+        bits = bits * jnp.uint32(0xC2B2AE35)
+        return (bits ^ (bits >> 16)).astype(x.dtype) / 2.0**31 - 1
+
+    leaves, tree = jax.tree.flatten(like)
+    return tree.unflatten(fill(i, x) for i, x in enumerate(leaves))
 
 
 def _without(w: Any, vectors: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optlab import estimators, kernels, links
+from optlab import kernels, links
 from optlab.probes import _krylov
 
 
@@ -100,9 +100,7 @@ def spectral_density(
     wide = links.widen(params)
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        first, more = jax.random.split(key)
-        start = estimators.rademacher_like(first, wide)
-        reduced = _krylov.tridiagonal(product, start, more, m)
+        reduced = _krylov.tridiagonal(product, _krylov.signs_like(key, wide), m)
         return reduced.alpha, reduced.beta
 
     keys = jax.random.split(key, draws)

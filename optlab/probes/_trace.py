@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optlab import estimators, links
+from optlab import links
 from optlab.probes import _krylov
 
 
@@ -66,7 +66,7 @@ def trace(
     wide = links.widen(params)
 
     def one(key: jax.Array) -> jax.Array:
-        signs = estimators.rademacher_like(key, wide)
+        signs = _krylov.signs_like(key, wide)
         return _inner(signs, product(signs))
 
     keys = jax.random.split(key, draws)

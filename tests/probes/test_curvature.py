@@ -162,6 +162,7 @@ def test_the_step_of_flax_gives_what_the_record_needs():
     np.testing.assert_allclose(found.sharpness, wanted, rtol=0.01)
 
 
+@pytest.mark.slow
 @on_mesh.BOTH
 def test_on_a_mesh_the_record_is_that_of_one_device(axis_type):
     def loss(params):

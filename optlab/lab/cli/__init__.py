@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": "the loss that a law foretells, for a schedule or beside a run",
     "design": "the schedule that ends lowest under a law",
     "plot-schedule": "draw learning rates over the steps",
+    "probe": "curvature and gradient noise at a run's checkpoints",
     "plan": "memory, work and traffic of a step, before there is a mesh",
     "catalog": "list what there is: optimizers, schedules, kernels",
 }

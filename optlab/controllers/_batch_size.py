@@ -118,7 +118,8 @@ def batch_size(
       test_every: Updates between tests. With 1 single measurements decide, and since
         the batch never shrinks the noisiest of them does.
       debias: As for `norm_test`.
-      max_growth: Largest factor on the batch size in one test; infinite for none.
+      max_growth: Largest factor on the batch size in one test; infinite for none. What
+        it allows is rounded up to a whole microbatch.
       lr_scaling: How the rate follows the batch size: 'none', 'linear' or 'sqrt'.
       learning_rate: Rate at the first batch size; 1 makes it a factor on a schedule.
 
@@ -264,7 +265,8 @@ class _Rule:
         """Returns the batch size that the test asks for."""
         more = {
             "debias": self.debias,
-            "max_growth": self.max_growth,
+            # One more example asks for one more microbatch.
+            "max_growth": max(self.max_growth, (n + 1.5) / n),
             "max_batch_size": self.max_batch_size,
         }
         if self.test == "norm":

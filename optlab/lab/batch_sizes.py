@@ -25,7 +25,6 @@ MICROBATCH, FIRST, LARGEST = 8, 4, 8
 # What an update from several microbatches can be given; see `microbatches.train_step`.
 SUPPLIED = ("value", "grad", "key")
 
-
 # Arguments of the controller that other parts of the command line give.
 ELSEWHERE = {"test": "comes first, without a key", "learning_rate": "is the chain's"}
 

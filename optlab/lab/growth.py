@@ -98,6 +98,8 @@ def follow(growing: Growth, run: Run, state: Any, step: int, bar: terminal.Bar) 
     size = int(controller.settings["microbatch_size"])
     read, examples = _reader(run, size)
     _check(controller, state)
+    if step == run.steps:
+        return state
     now = _replayed(controller, run, step)
     rates = np.broadcast_to(growing.schedule(np.arange(run.steps)), run.steps)
     key = jax.random.key(run.seed)

@@ -1,4 +1,4 @@
-"""The compiled parts of a run."""
+"""The state of a run and its compiled parts."""
 
 import functools
 from collections.abc import Callable
@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jax import lax
 
 from optlab import trees
-from optlab.lab import flax_step, microbatches
+from optlab.lab import flax_step, microbatches, placement
 
 # Where `search.steerable` keeps the rate, in the state of a run.
 RATE = "opt_state/hyperparams/learning_rate"
@@ -62,46 +63,43 @@ def programs(
       The programs; each is compiled when it is first called.
     """
 
-    def split(model: nnx.Module, optimizer: nnx.Optimizer) -> Any:
-        leaves, treedef = jax.tree.flatten(nnx.split((model, optimizer))[1])
-        if pinned is not None:
-            leaves = map(lax.with_sharding_constraint, leaves, pinned)
-        return jax.tree.unflatten(treedef, leaves)
-
     def take(function: Callable[..., Any], state: Any, batch: Any, key: jax.Array):
         model, optimizer = nnx.merge(graphdef, state)
         key = jax.random.fold_in(key, optimizer.step[...])
         scalars = function(model, optimizer, batch, loss, key=key)
-        return split(model, optimizer), scalars
+        return _split(pinned, model, optimizer), scalars
 
     def evaluate(state: Any, batch: Any) -> dict[str, jax.Array]:
         model, optimizer = nnx.merge(graphdef, state)
         params = flax_step.params_to_evaluate(model, optimizer, eval_params)
         return flax_step.evaluate(model, batch, loss, params=params)
 
-    def held(state: Any, sums: microbatches.Sums) -> microbatches.Sums:
-        """Keeps a mean gradient where the parameters are."""
-        if pinned is None:
-            return sums
-        places = jax.tree.unflatten(jax.tree.structure(state), pinned)
-        places = jax.tree.leaves(nnx.filter_state(places[0], nnx.Param))
-        mean, treedef = jax.tree.flatten(sums.moments.mean)
-        mean = treedef.unflatten(map(lax.with_sharding_constraint, mean, places))
-        return sums._replace(moments=sums.moments._replace(mean=mean))
+    step, update = (
+        jax.jit(functools.partial(take, function), donate_argnums=0)
+        for function in (flax_step.train_step, flax_step.optimizer_step)
+    )
+    of_microbatches = _of_microbatches(graphdef, loss, pinned)
+    return Programs(step, update, jax.jit(evaluate), *of_microbatches)
+
+
+def _of_microbatches(
+    graphdef: Any, loss: Any, pinned: tuple[Any, ...] | None
+) -> tuple[Callable[..., Any], ...]:
+    """Makes the programs of an update from several microbatches."""
 
     def begin(state: Any) -> microbatches.Sums:
-        return held(state, microbatches.nothing(*nnx.merge(graphdef, state)))
+        model, optimizer = nnx.merge(graphdef, state)
+        return _held(pinned, state, microbatches.nothing(model, optimizer))
 
     def add(state: Any, sums: microbatches.Sums, batch: Any) -> microbatches.Sums:
         model, optimizer = nnx.merge(graphdef, state)
-        return held(state, microbatches.add(model, optimizer, sums, batch, loss))
+        sums = microbatches.add(model, optimizer, sums, batch, loss)
+        return _held(pinned, state, sums)
 
     def begin_slopes(state: Any) -> microbatches.Slopes:
         return microbatches.no_slopes(*nnx.merge(graphdef, state))
 
-    def add_slope(
-        state: Any, sums: Any, slopes: Any, batch: Any
-    ) -> microbatches.Slopes:
+    def add_slope(state: Any, sums: Any, slopes: Any, batch: Any) -> Any:
         model, optimizer = nnx.merge(graphdef, state)
         return microbatches.add_slope(model, optimizer, sums, slopes, batch, loss)
 
@@ -109,22 +107,64 @@ def programs(
         model, optimizer = nnx.merge(graphdef, _with_rate(state, rate))
         key = jax.random.fold_in(key, optimizer.step[...])
         scalars = microbatches.train_step(model, optimizer, sums, slopes, key=key)
-        return split(model, optimizer), scalars
+        return _split(pinned, model, optimizer), scalars
 
-    step, update = (
-        jax.jit(functools.partial(take, function), donate_argnums=0)
-        for function in (flax_step.train_step, flax_step.optimizer_step)
-    )
-    return Programs(
-        step,
-        update,
-        jax.jit(evaluate),
+    return (
         jax.jit(begin),
         jax.jit(add, donate_argnums=1),
         jax.jit(begin_slopes),
         jax.jit(add_slope, donate_argnums=2),
         jax.jit(apply, donate_argnums=0),
     )
+
+
+def _split(
+    pinned: tuple[Any, ...] | None, model: nnx.Module, optimizer: nnx.Optimizer
+) -> Any:
+    """Returns the state, where its leaves are pinned."""
+    leaves, treedef = jax.tree.flatten(nnx.split((model, optimizer))[1])
+    if pinned is not None:
+        leaves = map(lax.with_sharding_constraint, leaves, pinned)
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _held(
+    pinned: tuple[Any, ...] | None, state: Any, sums: microbatches.Sums
+) -> microbatches.Sums:
+    """Keeps a mean gradient where the parameters are."""
+    if pinned is None:
+        return sums
+    places = jax.tree.unflatten(jax.tree.structure(state), pinned)
+    places = jax.tree.leaves(nnx.filter_state(places[0], nnx.Param))
+    mean, treedef = jax.tree.flatten(sums.moments.mean)
+    mean = treedef.unflatten(map(lax.with_sharding_constraint, mean, places))
+    return sums._replace(moments=sums.moments._replace(mean=mean))
+
+
+def initial_state(
+    model: nnx.Module, tx: optax.GradientTransformation, where: placement.Placement
+) -> tuple[Any, Any]:
+    """Returns graph definition and state of the pair of model and optimizer.
+
+    The state is a copy, because the steps donate it. Its types are strong: a weakly
+    typed array would come back from the first step with another type, and the second
+    step would be compiled anew.
+
+    Args:
+      model: The model.
+      tx: The optimizer.
+      where: Where the state shall be.
+    """
+    graphdef, state = nnx.split(model)
+    model = nnx.merge(graphdef, where.params(jax.tree.map(jnp.copy, state)))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    graphdef, state = nnx.split((model, optimizer))
+    return graphdef, where.rest(jax.tree.map(_strong, state))
+
+
+def _strong(leaf: jax.Array) -> jax.Array:
+    weak = getattr(leaf, "weak_type", False)  # Random keys do not have it.
+    return lax.convert_element_type(leaf, leaf.dtype) if weak else leaf
 
 
 def is_rate(path: Any) -> bool:

@@ -12,10 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax import lax
 
 from optlab import controllers, lab
 from optlab.lab import (
@@ -117,34 +115,25 @@ def train(
     _refuse_below_one(
         steps=steps, eval_every=eval_every, checkpoint_every=checkpoint_every, keep=keep
     )
-    if seed < 0:
-        raise lab.LabError(f"seed must be at least 0, got {seed}")
-    if controller is not None and growing is not None:
-        raise lab.LabError(
-            "a run has a search of its rate or growing batches, not both"
-        )
+    facts = _facts(workload, seed, label, controller, growing)
     where = placement.Placement(mesh, param_spec)
     model = workload.make_model(seed) if model is None else model
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.together())
         if mesh is not None:
             stack.enter_context(jax.set_mesh(mesh))
-        graphdef, state = _initial_state(model, tx, where)
+        graphdef, state = programs.initial_state(model, tx, where)
         folder, saved, pinned = None, None, where.pinned(state)
         if out is not None:
             folder = pathlib.Path(out)
-            facts: dict[str, Any] = {"workload": workload.name, "chain": label}
-            if controller is not None:
-                facts["search"] = dict(controller.settings)
-            if growing is not None:
-                facts["batch_size"] = dict(growing.controller.settings)
             own = checkpoints.fingerprint(state, **facts, steps=steps, seed=seed)
             stack.enter_context(checkpoints.claim(folder, own, resume=resume))
             saved = checkpoints.Checkpoints(folder / "checkpoints", own, keep)
+        functions = programs.programs(graphdef, workload.loss, pinned, eval_params)
         run = _Run(
             workload=workload,
             where=where,
-            functions=programs.programs(graphdef, workload.loss, pinned, eval_params),
+            functions=functions,
             seed=seed,
             steps=steps,
             eval_every=eval_every,
@@ -180,31 +169,30 @@ def train(
     )
 
 
+def _facts(
+    workload: workloads.Workload,
+    seed: int,
+    label: str,
+    controller: controllers.Controller | None,
+    growing: growth.Growth | None,
+) -> dict[str, Any]:
+    """Returns what tells a run from others beside its state, steps and seed."""
+    if seed < 0:
+        raise lab.LabError(f"seed must be at least 0, got {seed}")
+    if controller is not None and growing is not None:
+        raise lab.LabError("a run searches its rate or grows its batch, not both")
+    facts: dict[str, Any] = {"workload": workload.name, "chain": label}
+    if controller is not None:
+        facts["search"] = dict(controller.settings)
+    if growing is not None:
+        facts["batch_size"] = dict(growing.controller.settings)
+    return facts
+
+
 def _refuse_below_one(**numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise lab.LabError(f"{name} must be at least 1, got {number}")
-
-
-def _initial_state(
-    model: nnx.Module, tx: optax.GradientTransformation, where: placement.Placement
-) -> tuple[Any, Any]:
-    """Returns graph definition and state of the pair of model and optimizer.
-
-    The state is a copy, because the steps donate it. Its types are strong: a weakly
-    typed array would come back from the first step with another type, and the second
-    step would be compiled anew.
-    """
-    graphdef, state = nnx.split(model)
-    model = nnx.merge(graphdef, where.params(jax.tree.map(jnp.copy, state)))
-    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-    graphdef, state = nnx.split((model, optimizer))
-    return graphdef, where.rest(jax.tree.map(_strong, state))
-
-
-def _strong(leaf: jax.Array) -> jax.Array:
-    weak = getattr(leaf, "weak_type", False)  # Random keys do not have it.
-    return lax.convert_element_type(leaf, leaf.dtype) if weak else leaf
 
 
 def _passes(every: int, before: int, step: int) -> bool:

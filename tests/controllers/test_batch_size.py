@@ -79,6 +79,11 @@ def test_a_test_uses_means_over_all_updates_since_the_last_one():
     assert controller.step(state, 1.0, 1.0).sums == (1.0, 1.0, 0.0)
 
 
+def test_however_slow_the_growth_one_more_microbatch_is_allowed():
+    states = follow(make(max_growth=1.01), lambda s: measured(s.batch_size, 1e3), 4)
+    assert [state.batch_size for state in states] == [16, 24, 32, 40, 48]
+
+
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_the_rate_follows_the_batch_size(scaling):
     controller = make(lr_scaling=scaling, learning_rate=0.1)

@@ -174,11 +174,11 @@ def _examples(prober: Any, picture: pathlib.Path, title: str) -> dict[str, Any]:
     first, last = found.steps
     rows = [
         (
-            f"{word} most: {place}",
+            f"most {word}: {place}",
             f"{found.before[place]:.4g}",
             f"{found.after[place]:.4g}",
         )
-        for word, places in (("risen", found.risen), ("fallen", found.fallen))
+        for word, places in (("up", found.risen), ("down", found.fallen))
         for place in places
     ]
     report.show(("example", f"loss at step {first}", f"loss at step {last}"), rows)

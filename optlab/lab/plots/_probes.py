@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from optlab.lab.plots import _style
 
@@ -94,7 +94,7 @@ def sharpness(
         _style.panel(left, "Curvature along directions", "curvature")
         _style.panel(right, "Trace of the Hessian", "curvature")
         for axes in (left, right):
-            _style.legend(axes)
+            _legend(axes)
 
 
 def noise(found: "probing.Noise", path: str | os.PathLike, title: str) -> None:
@@ -154,8 +154,8 @@ def examples(found: "probing.Examples", path: str | os.PathLike, title: str) -> 
         pairs.plot([low, high], [low, high], color=QUIET, linewidth=1)
         pairs.plot(found.before, found.after, ".", color=CALM, alpha=0.5, markersize=4)
         kinds: Any = (
-            (found.risen, LOUD, "risen most"),
-            (found.fallen, WARM, "fallen most"),
+            (found.risen, LOUD, "most up"),
+            (found.fallen, WARM, "most down"),
         )
         for places, colour, label in kinds:
             style = {"color": colour, "markersize": 6, "label": label}
@@ -164,7 +164,7 @@ def examples(found: "probing.Examples", path: str | os.PathLike, title: str) -> 
         _panel(pairs, "Loss of each example", f"at step {first}", f"at step {last}")
         if low > 0:
             pairs.loglog()
-        pairs.legend(loc="best", facecolor="white", edgecolor="none", framealpha=1)
+        _legend(pairs)
         order.axhline(0, color=QUIET, linewidth=1)
         order.plot(np.sort(change), color=CALM, linewidth=2)
         rose = np.mean(change > 0)
@@ -175,6 +175,11 @@ def _panel(axes: Axes, text: str, across: str, up: str) -> None:
     axes.set_title(text, loc="left", fontsize=11, pad=10)
     axes.set_xlabel(across)
     axes.set_ylabel(up)
+
+
+def _legend(axes: Axes) -> None:
+    """Names the lines where they leave room."""
+    axes.legend(loc="best", facecolor="white", edgecolor="none", framealpha=1)
 
 
 def _settle(axes: Axes) -> None:
@@ -192,6 +197,7 @@ def _count_plainly(axes: Axes) -> None:
     """Labels a scale of powers so that a narrow one has numbers too."""
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _mark(axes: Axes, at: float, text: str, colour: str) -> None:

@@ -56,9 +56,9 @@ def directions(count):
     }
 
 
-def require_close(got, wanted, rtol=1e-5):
+def require_close(got, wanted, rtol=1e-5, atol=1e-6):
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6), got, wanted
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), got, wanted
     )
 
 
@@ -211,7 +211,8 @@ def test_on_a_mesh_a_step_is_that_of_one_device(axis_type):
         batch = put(BATCH, "data")
         for _ in range(2):
             state, _ = jax.block_until_ready(STEP(state, batch))
-    require_close(state.params, wanted.params, rtol=1e-3)
+    # A loss of 0.5 is rounded by 3e-8, a slope by that over eps, a step by 0.02 of it.
+    require_close(state.params, wanted.params, rtol=0, atol=1e-5)
     assert state.params["layers"]["kernel"].sharding.is_equivalent_to(
         layers["kernel"].sharding, 3
     )

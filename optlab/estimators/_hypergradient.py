@@ -187,7 +187,7 @@ def penalty_hypergradient(
     who = "penalty_hypergradient"
     links.require_positive(who, sigma=sigma)
     x, y, z = (_wide(who, tree) for tree in (hyper, params, reference))
-    links.require_felt(who, y, sigma)
+    _require_apart(who, y, sigma)
     for loss in (upper, lower):
         links.require_precise_loss(who, jax.eval_shape(loss, x, y))
     direct, near, far = (
@@ -202,3 +202,14 @@ def _wide(who: str, tree: Any) -> Any:
     tree = jax.tree.map(jnp.asarray, tree)
     links.require_felt(who, tree, 1)
     return links.widen(tree)
+
+
+def _require_apart(who: str, params: Any, sigma: Any) -> None:
+    for x in jax.tree.leaves(params):
+        resolution = float(jnp.finfo(x.dtype).eps)
+        if isinstance(sigma, float) and sigma < resolution:
+            raise ValueError(
+                f"{who}: sigma={sigma} is below the resolution of {x.dtype},"
+                f" {resolution:.7g}: the two copies of the parameters, about sigma"
+                " apart, would be the same; raise sigma"
+            )

@@ -378,7 +378,7 @@ BAD = {
         functools.partial(penalized, sigma=0),
         ValueError,
     ),
-    "penalty_hypergradient: eps=1e-09 is below the resolution": (
+    "penalty_hypergradient: sigma=1e-09 is below the resolution of float32": (
         functools.partial(penalized, sigma=1e-9),
         ValueError,
     ),

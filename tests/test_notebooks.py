@@ -19,6 +19,11 @@ SMALL_BUDGETS = {
     "03_first_order": "STEPS, SEEDS, OCTAVES, RACERS = 50, 2, 0, 3",
     "04_matrix_optimizers": "STEPS, SEEDS = 60, 2",
     "05_sharding": "LAYERS, D = (2, 4), 16",
+    # Nearly all of its time would be the compiler's.
+    "06_without_tuning": """
+STEPS, SEEDS, GUESSES, FINDERS, TWINS, NOISES, SIZES, RULES = 60, 2, 2, 2, 1, 2, 2, 2
+jax.config.update("jax_disable_most_optimizations", True)
+""",
 }
 STRICT = """
 import warnings

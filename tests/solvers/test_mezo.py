@@ -174,7 +174,7 @@ def temporary(step, state, batch):
 
 
 def test_memory_beside_the_state_is_less_than_half_of_the_parameters():
-    """The published 0.39; plain functions of whole trees have 2.25, SGD 0.2."""
+    """The published 0.39 is of one point at a time; functions of whole trees: 2.25."""
     loss, params, batch = deep(16, 512)
     size = sum(4 * x.size for x in jax.tree.leaves(params))
     mezo = solvers.mezo(loss, 1e-6, weight_decay=0.1)
@@ -182,12 +182,20 @@ def test_memory_beside_the_state_is_less_than_half_of_the_parameters():
     state = jax.eval_shape(mezo.init, params, key)
     assert temporary(mezo.step, state, batch) < 0.5 * size
 
-    def naive(params, both):
-        key, x = both
-        found = estimators.spsa_value_and_grad(loss, params, key, x)
-        return jax.tree.map(lambda w, g: w - 1e-6 * g, params, found.grads)
+    def apart(layers, h):
+        for w in layers:
+            h = loss.layer(w, h)
+        return jnp.mean(h**2)
 
-    assert temporary(naive, params, (key, batch)) > 1.5 * size
+    def whole(layers, both):
+        key, h = both
+        found = estimators.spsa_value_and_grad(apart, layers, key, h)
+        return jax.tree.map(lambda w, g: w - 1e-6 * g, layers, found.grads)
+
+    layers = [jax.ShapeDtypeStruct((512, 512), jnp.float32) for _ in range(16)]
+    h = jax.ShapeDtypeStruct((64, 512), jnp.float32)
+    # 2.25 with this JAX; later ones make all directions at once, and need 5.25.
+    assert temporary(whole, layers, (key, h)) > 2 * size
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])

@@ -162,7 +162,10 @@ def test_every_row_has_a_test_file_and_a_docstring(row):
     ours = module.startswith("optlab.")
     name = module.rpartition(".")[2].strip("_") if ours else row.name
     path = pathlib.Path("tests") / row.room / f"test_{name}.py"
-    # What is alike in a room may share its tests.
-    shared = (ROOT / "tests" / row.room).glob(f"test_{row.room}.py")
-    named = any(row.name in file.read_text(encoding="utf-8") for file in shared)
-    assert named or (ROOT / path).is_file(), f"row {row.name!r} has no test {path}"
+    found = (ROOT / path).is_file()
+    if not found and row.room not in ("optimizers", "wrappers", "schedules"):
+        # Functions that are alike may share their tests.
+        files = (ROOT / "tests" / row.room).glob("test_*.py")
+        texts = [file.read_text(encoding="utf-8") for file in files]
+        found = any(f".{row.name}(" in text for text in texts)
+    assert found, f"row {row.name!r} has no test {path}"

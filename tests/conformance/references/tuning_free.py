@@ -103,14 +103,14 @@ def dadapt_adan(h):
 
 
 def dadapt_lion(h):
-    """The authors' code with the momentum of Lion."""
+    """The authors' code: rates are in the momentum, but not beside it."""
     b1, b2, q, lr = h["b1"], h["b2"], np.sqrt(h["b2"]), h["learning_rate"]
 
     def step(x, g, memory):
         m, s, r, d = memory or (0.0, np.zeros_like(x), 0.0, h["d0"])
         dlr, u = d * lr, np.sign(b1 * m + (1 - b1) * g)
         x = x * (1 - dlr * h["weight_decay"]) - dlr * u
-        m, r = b2 * m + (1 - b2) * g, q * r + (1 - q) * dlr * (u @ s)
+        m, r = b2 * m + (1 - b2) * dlr * g, q * r + (1 - q) * dlr * (u @ s)
         s = q * s + (1 - q) * dlr * u
         estimate = r / ((1 - q) * np.abs(s).sum())
         return x, (m, s, r, max(d, min(estimate, d * h["growth_rate"])))

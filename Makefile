@@ -21,10 +21,11 @@ test-all:  ## the slow ones as well
 	$(PYTHON) -m pytest -m ""
 
 bench:  ## the benchmarks, and the main race with its default budget into runs/race
-	for name in muon_step kronecker orthogonalization curvature state_bytes elementwise flat_minima; do \
+	for name in muon_step kronecker orthogonalization curvature state_bytes elementwise flat_minima \
+	  zeroth_order private_and_robust; do \
 	  $(PYTHON) benchmarks/$$name.py || exit 1; \
 	done
-	for name in predict_then_run schedules matrix first_order; do \
+	for name in predict_then_run schedules matrix first_order tuning_free; do \
 	  $(PYTHON) benchmarks/$$name.py --out runs/$$name || exit 1; \
 	done
 	$(PYTHON) -m optlab.lab.cli race --out runs/race

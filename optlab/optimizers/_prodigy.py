@@ -126,7 +126,7 @@ def prodigy(
       both: x_0 - x_t is the sum of the updates, kept in float32. Measured in bfloat16
       parameters it is zero for ever, since the first steps of 1e-6 are rounded off.
       Differs from `optax.contrib.prodigy` (0.2.8): that is NaN after a first gradient
-      of zero, never starts in bfloat16, always corrects the means, and lacks
+      of zero, may never start in bfloat16, always corrects the means, and lacks
       growth_rate, slice_p and the decay in the gradient.
     """
     who, root = "prodigy", b2**0.5 if b3 is None else b3

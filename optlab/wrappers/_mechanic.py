@@ -55,12 +55,11 @@ def mechanic(
         D_{t+1} = D_t + u_t
         x_{t+1} = x_1 + S_{t+1} D_{t+1},   S = sum of s over the decays
 
-    S starts at s_init and changes at the first h that is not zero. An inner rate that is
-    wrong by a thousand either way is made up for in time. One that is too small takes
-    longer, hundreds of steps on noisy gradients, and the decay, which grows with S,
-    holds S back: choose an inner rate too large rather than too small, such as 1, or no
-    decay. A schedule of the inner rate keeps its shape. State: 4 bytes a parameter
-    beside the inner state.
+    S starts at s_init and changes at the first h that is not zero. An inner rate wrong
+    by a thousand either way is made up for in time. One that is too small takes longer,
+    hundreds of steps on noisy gradients, and the decay, which grows with S, holds S
+    back: choose one too large rather than too small, such as 1, or no decay. A schedule
+    of the inner rate keeps its shape. State: 4 bytes a parameter beside the inner one.
 
     Args:
       inner: A whole optimizer, with learning rate and sign; a rate of 1 does.

@@ -110,10 +110,6 @@ ROWS = (
         _DADAPTATION,
         defaults={"learning_rate": _FACTOR},
         static=("mask",),
-        exempt={
-            "descends_rosenbrock": "steps are of one size, the estimate's, which never"
-            " falls: they settle only if the factor does"
-        },
     ),
     Row(
         "dog",

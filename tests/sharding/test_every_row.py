@@ -29,6 +29,8 @@ SLOPES = {
     "natural_galore": 10_000,
     "riemannian_sgd": 10,
     **dict.fromkeys(("mkor", "mkor_h", "mfac", "adahessian"), 100),
+    # A step's length is made of those before, each a sum in another order.
+    **dict.fromkeys(("dog", "ldog", "dowg"), 4),
     # By the length of the weights over that of a step.
     **dict.fromkeys(("normalize_and_project", "momo"), 10),
 }

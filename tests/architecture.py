@@ -39,8 +39,8 @@ SHARED_FILES = {
         *("_momentum", "_schedules", "_tuning_free", "_wrappers"),
     ),
     "aggregation": ("_workers",),
-    "controllers": ("_batch_tests", "_forecast", "_next_rate", "_stages"),
-    "estimators": ("_clipped", "_inverse_product", "_spsa"),
+    "controllers": ("_batch_tests", "_forecast", "_next_rate", "_plain", "_stages"),
+    "estimators": ("_clipped", "_hessian", "_inverse_product", "_spsa"),
     "sharding": (
         *(
             "_moves",
@@ -65,7 +65,7 @@ SHARED_FILES = {
         "_kron_factors",
     ),
     "kernels": ("_polar_coefficients", "_symmetric", "_polar_plan", "_kronecker"),
-    "probes": ("_krylov", "_eigenpairs", "_trace"),
+    "probes": ("_krylov", "_eigenpairs", "_in_a_state", "_trace"),
     "schedules": ("shapes", "_phases", "_checks", "_steered"),
     "solvers": ("_stacked",),
     "trees": ("_paths", "_matrices", "_views", "_stacks", "_tensors"),

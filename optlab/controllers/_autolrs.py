@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from optlab.controllers import _forecast, _next_rate, _stages
+from optlab.controllers import _forecast, _next_rate, _plain, _stages
 
 
 class AutoLRSState(NamedTuple):
@@ -54,11 +54,7 @@ class AutoLRSState(NamedTuple):
         Raises:
           TypeError: If a field is missing or unknown.
         """
-
-        def frozen(value: Any) -> Any:
-            return tuple(map(frozen, value)) if isinstance(value, list) else value
-
-        return cls(**{name: frozen(value) for name, value in values.items()})
+        return cls(**_plain.fields(values))
 
 
 class Controller(NamedTuple):

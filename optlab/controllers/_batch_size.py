@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from optlab import schedules
-from optlab.controllers import _batch_tests
+from optlab.controllers import _batch_tests, _plain
 
 BATCH_TESTS = ("norm", "inner_product", "augmented")
 SCALINGS = ("none", "linear", "sqrt")
@@ -47,11 +47,7 @@ class BatchSizeState(NamedTuple):
         Raises:
           TypeError: If a field is missing or unknown.
         """
-
-        def frozen(value: Any) -> Any:
-            return tuple(map(frozen, value)) if isinstance(value, list) else value
-
-        return cls(**{name: frozen(value) for name, value in values.items()})
+        return cls(**_plain.fields(values))
 
 
 class BatchSizeController(NamedTuple):
@@ -156,7 +152,7 @@ def batch_size(
     settings = dict(locals())
     who = "batch_size"
     for name in ("initial", "max_batch_size", "microbatch_size", "test_every"):
-        _check_count(who, name, settings[name])
+        _plain.require_count(who, name, settings[name])
     for name in ("initial", "max_batch_size"):
         if settings[name] % microbatch_size:
             raise ValueError(
@@ -285,10 +281,3 @@ class _Rule:
         return schedules.for_batch_size(
             rate, n, tuned_at=self.initial, rule=self.lr_scaling
         )
-
-
-def _check_count(who: str, name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{who}: {name} counts and must be an int, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{who}: {name} must be at least 1, got {value}")

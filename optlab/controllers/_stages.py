@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from optlab.controllers import _forecast
+from optlab.controllers import _forecast, _plain
 
 # A trial judged by the validation loss measures it this often.
 EVALUATIONS = 16
@@ -50,10 +50,7 @@ def stages(
         ("trials", trials, 2),
         ("warmup_steps", warmup_steps, 0),
     ):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{who}: {name} counts and must be an int, got {value!r}")
-        if value < least:
-            raise ValueError(f"{who}: {name} must be at least {least}, got {value}")
+        _plain.require_count(who, name, value, least)
     for name, value in (
         ("stage_steps", stage_steps),
         ("max_stage_steps", max_stage_steps),

@@ -104,15 +104,7 @@ def clipped_gradient_sum(
     rows = _split(who, (batch, counts), size, microbatch_size, cut)
     # Else `jax.shard_map` sums over devices what is still to be clipped.
     params = links.vary_like(jax.tree.map(jnp.asarray, params), rows)
-
-    def number(params: Any, example: Any) -> jax.Array:
-        value = loss(params, example)
-        if jnp.shape(value):
-            raise TypeError(
-                f"{who}: the loss of one example must be one number, got the shape"
-                f" {jnp.shape(value)}; it takes an example, not a batch"
-            )
-        return value
+    number = links.loss_of_one(who, loss)
 
     def one(example: Any, counts: jax.Array) -> tuple[Any, tuple[jax.Array, ...]]:
         value, grads = jax.value_and_grad(number)(params, example)
@@ -160,19 +152,16 @@ def require_numbers(who: str, **values: Any) -> None:
 
 def _length(who: str, batch: Any, valid: jax.Array | None) -> int:
     """Returns b, the first size of every leaf."""
-    leaves = jax.tree_util.tree_leaves_with_path({"batch": batch, "valid": valid})
-    shapes = {trees.path_string(path): jnp.shape(x) for path, x in leaves}
-    lengths = {shape[:1] for shape in shapes.values()}
-    if len(lengths) != 1 or lengths & {(), (0,)}:
-        raise ValueError(
-            f"{who}: every leaf of the batch, and valid, has one entry for each"
-            f" example, one or more; got the shapes {shapes}"
-        )
+    size = links.require_one_length(
+        f"{who}: every leaf of the batch, and valid, has one entry for each example,"
+        " one or more",
+        {"batch": batch, "valid": valid},
+    )
     if valid is not None and jnp.ndim(valid) != 1:
         raise ValueError(
-            f"{who}: valid must have the shape {lengths.pop()}, got {jnp.shape(valid)}"
+            f"{who}: valid must have the shape {(size,)}, got {jnp.shape(valid)}"
         )
-    return lengths.pop()[0]
+    return size
 
 
 class _Cut(NamedTuple):

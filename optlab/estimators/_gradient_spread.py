@@ -196,7 +196,7 @@ def gradient_statistics(
         )
     # Beyond the last microbatch it would be taken again and again.
     real = times if count is None else jnp.clip(count, 1, times)
-    one = _one_number(who, loss)
+    one = links.loss_of_one(who, loss)
 
     def rows(i: jax.Array) -> Any:
         return jax.tree.map(
@@ -230,21 +230,6 @@ def gradient_statistics(
         slopes.variance,  # not a number if nothing was added
         moments.count,
     )
-
-
-def _one_number(who: str, loss: ExampleLoss) -> ExampleLoss:
-    """Returns the loss, which refuses to be anything but a number."""
-
-    def one(params: Any, example: Any) -> jax.Array:
-        value = loss(params, example)
-        if jnp.shape(value):
-            raise TypeError(
-                f"{who}: the loss of one example must be one number, got the shape"
-                f" {jnp.shape(value)}; it takes an example, not a batch"
-            )
-        return value
-
-    return one
 
 
 def _unit(mean: Any, params: Any) -> Any:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optlab import links
-from optlab.estimators import _inverse_product
+from optlab.estimators import _hessian, _inverse_product
 
 Loss = Callable[..., jax.Array]
 
@@ -108,7 +108,7 @@ def implicit_hypergradient(
     value, (direct, v) = jax.value_and_grad(upper, (0, 1))(x, y)
 
     def product(q: Any, *batch: Any) -> Any:
-        return jax.jvp(jax.grad(lambda y: lower(x, y, *batch)), (y,), (q,))[1]
+        return _hessian.hessian_vector_product(lambda y: lower(x, y, *batch), y, q)
 
     found = _inverse_product.inverse_product(
         product,

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optlab import links, trees
+from optlab import links
+from optlab.estimators import _hessian
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +161,7 @@ def _over_root(vector: Any, diagonal: Any) -> Any:
 
 
 def _of_hessian(loss: Any, params: Any, vector: Any, *batch: Any) -> Any:
-    gradient = jax.grad(lambda w: loss(w, *batch))
-    return jax.jvp(gradient, (params,), (vector,))[1]
+    return _hessian.hessian_vector_product(lambda w: loss(w, *batch), params, vector)
 
 
 def _of_gauss_newton(
@@ -171,7 +171,7 @@ def _of_gauss_newton(
         return model(w, *batch)
 
     z, moved = jax.jvp(outputs, (params,), (vector,))
-    bent = jax.jvp(jax.grad(lambda z: loss(z, *batch)), (z,), (moved,))[1]
+    bent = _hessian.hessian_vector_product(lambda z: loss(z, *batch), z, moved)
     return jax.vjp(outputs, params)[1](bent)[0]
 
 
@@ -249,12 +249,8 @@ def _scaled(tree: Any, factor: Any) -> Any:
 
 def _length(who: str, batch: Any) -> int:
     """Returns the first size of every leaf."""
-    leaves = jax.tree_util.tree_leaves_with_path(batch)
-    shapes = {trees.path_string(path): jnp.shape(x) for path, x in leaves}
-    lengths = {shape[:1] for shape in shapes.values()}
-    if len(lengths) != 1 or lengths & {(), (0,)}:
-        raise ValueError(
-            f"{who}: every leaf of the batches must have the same first axis, of size 1"
-            f" or more; got the shapes {shapes}"
-        )
-    return lengths.pop()[0]
+    return links.require_one_length(
+        f"{who}: every leaf of the batches must have the same first axis, of size 1 or"
+        " more",
+        batch,
+    )

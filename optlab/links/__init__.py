@@ -15,6 +15,8 @@ from optlab.links._descend import decay_after_rate as decay_after_rate
 from optlab.links._descend import descend as descend
 from optlab.links._differences import require_felt as require_felt
 from optlab.links._differences import require_precise_loss as require_precise_loss
+from optlab.links._examples import loss_of_one as loss_of_one
+from optlab.links._examples import require_one_length as require_one_length
 from optlab.links._keys import require_key as require_key
 from optlab.links._layers import layer_axes as layer_axes
 from optlab.links._layers import trust_ratios as trust_ratios

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optlab import estimators, links, trees
-from optlab.probes import _eigenpairs, _krylov, _trace
+from optlab import estimators, links
+from optlab.probes import _eigenpairs, _in_a_state, _krylov, _trace
 
 Learning = optax.ScalarOrSchedule
 
@@ -267,18 +267,9 @@ def curvature_history(state: Any) -> CurvatureHistory:
       >>> print(probes.curvature_history(record.init(jnp.ones(2))).sharpness)
       []
     """
-
-    def is_link(node: Any) -> bool:
-        return isinstance(node, RecordCurvatureState)
-
-    nodes = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_link)
-    found = {trees.path_string(path): node for path, node in nodes if is_link(node)}
-    if len(found) != 1:
-        raise ValueError(
-            f"curvature_history: the state has {len(found)} links record_curvature"
-            + (f", at {sorted(found)}; pass the part with one" if found else "")
-        )
-    (link,) = found.values()
+    link = _in_a_state.only_link(
+        "curvature_history", "record_curvature", RecordCurvatureState, state
+    )
     # A variable of nnx is a tree with one leaf, the array.
     rows = [np.asarray(jax.tree.leaves(row)[0]) for row in link[2:]]
     kept = [i for i in np.argsort(rows[0]) if rows[0][i] >= 0]

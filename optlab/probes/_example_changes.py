@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from optlab import trees
+from optlab import links
 
 
 class ExampleChanges(NamedTuple):
@@ -72,15 +72,11 @@ def example_changes(
       neural network optimization", 2023, arXiv:2311.04163. UNVERIFIED: written from
       the idea, not from the authors' code.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(batch)
-    shapes = {trees.path_string(path): jnp.shape(x) for path, x in leaves}
-    lengths = {shape[:1] for shape in shapes.values()}
-    if len(lengths) != 1 or lengths & {(), (0,)}:
-        raise ValueError(
-            "example_changes: every leaf of the batch has one entry for each example,"
-            f" one or more; got the shapes {shapes}"
-        )
-    size = lengths.pop()[0]
+    size = links.require_one_length(
+        "example_changes: every leaf of the batch has one entry for each example,"
+        " one or more",
+        batch,
+    )
     if not 1 <= k <= size:
         raise ValueError(
             f"example_changes: k must be from 1 to the {size} examples, got {k}"

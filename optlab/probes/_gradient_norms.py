@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from optlab import trees
+from optlab.probes import _in_a_state
 
 KINDS = ("l1", "l2")
 
@@ -133,19 +133,11 @@ def gradient_norms(state: Any) -> np.ndarray:
       >>> print(probes.gradient_norms(state))
       [4. 6.]
     """
-
-    def is_link(node: Any) -> bool:
-        return isinstance(node, RecordGradientNormsState)
-
-    nodes = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_link)
-    found = {trees.path_string(path): node for path, node in nodes if is_link(node)}
-    if len(found) != 1:
-        raise ValueError(
-            f"gradient_norms: the state has {len(found)} links record_gradient_norms"
-            + (f", at {sorted(found)}; pass the part with one" if found else "")
-        )
+    link = _in_a_state.only_link(
+        "gradient_norms", "record_gradient_norms", RecordGradientNormsState, state
+    )
     # A variable of nnx is a tree with one leaf, the array.
-    count, norms = map(np.asarray, jax.tree.leaves(*found.values()))
+    count, norms = map(np.asarray, jax.tree.leaves(link))
     if count.ndim:
         raise ValueError(
             f"gradient_norms: the state is of {count.size} runs; take one of them, as"

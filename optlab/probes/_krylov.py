@@ -51,26 +51,7 @@ def order(who: str, name: str, steps: int, params: Any) -> int:
     return min(steps, size)
 
 
-@jax.jit
-def normal_like(key: jax.Array, params: Any) -> Any:
-    """Draws a tree of normal numbers, float32 or wider, placed like the parameters.
-
-    One key gives the same numbers on every device and placement.
-    """
-    leaves, tree = jax.tree.flatten(links.widen(params))
-
-    def draw(i: int, x: jax.Array) -> jax.Array:
-        place = jax.typeof(x).sharding
-        return jax.random.normal(
-            jax.random.fold_in(key, i),
-            x.shape,
-            x.dtype,
-            out_sharding=place if any(place.spec) else None,
-        )
-
-    return tree.unflatten(draw(i, x) for i, x in enumerate(leaves))
-
-
+normal_like = jax.jit(estimators.direction_like)
 signs_like = jax.jit(estimators.rademacher_like)
 
 

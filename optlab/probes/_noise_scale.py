@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optlab import links, trees
+from optlab import links
 
 
 class NoiseScale(NamedTuple):
@@ -116,15 +116,11 @@ def microbatch_gradient(loss: Any, params: Any, batches: Any) -> MicrobatchGradi
     Source:
       McCandlish et al., 2018, arXiv:1812.06162.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(batches)
-    shapes = {trees.path_string(path): jnp.shape(x) for path, x in leaves}
-    counts = {shape[:1] for shape in shapes.values()}
-    if len(counts) != 1 or counts & {(), (0,)}:
-        raise ValueError(
-            "microbatch_gradient: every leaf of the batches has the microbatches in"
-            f" front, as many as the others; got the shapes {shapes}"
-        )
-    count = counts.pop()[0]
+    count = links.require_one_length(
+        "microbatch_gradient: every leaf of the batches has the microbatches in front,"
+        " as many as the others",
+        batches,
+    )
 
     def add(total: Any, batch: Any) -> tuple[Any, tuple[jax.Array, jax.Array]]:
         value, grads = jax.value_and_grad(loss)(params, batch)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optlab import estimators, links, trees
+from optlab import estimators, links
 
 PARTS = ("outside", "layers")
 
@@ -256,14 +256,11 @@ def _require_stacked(who: str, params: Any) -> None:
             f"{who}: params must be a dictionary of two trees, 'outside' and 'layers',"
             f" got {got}"
         )
-    leaves = jax.tree_util.tree_leaves_with_path(params["layers"])
-    shapes = {trees.path_string(path): jnp.shape(x) for path, x in leaves}
-    lengths = {shape[:1] for shape in shapes.values()}
-    if len(lengths) != 1 or lengths & {(), (0,)}:
-        raise ValueError(
-            f"{who}: every leaf of params['layers'] has the layers in front, (L, ...),"
-            f" one or more; got the shapes {shapes}"
-        )
+    links.require_one_length(
+        f"{who}: every leaf of params['layers'] has the layers in front, (L, ...), one"
+        " or more",
+        params["layers"],
+    )
 
 
 def _require_alike(who: str, h: Any, new: Any) -> None:

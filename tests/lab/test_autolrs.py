@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import math
 import os
 import pathlib
@@ -28,52 +27,16 @@ ADAMW = search.steerable(optimizers.adamw, 0.1)
 SGD = search.steerable(optimizers.sgd, 0.1)
 
 
-class Interrupted(Exception):
-    pass
-
-
-class BatchNormNet(toy.Net):
-    def __init__(self, *, rngs):
-        super().__init__(rngs=rngs)
-        self.norm = nnx.BatchNorm(toy.WIDTH, rngs=rngs)
-
-    def __call__(self, x):
-        return self.down(nnx.tanh(self.norm(self.up(x))))
-
-
-WORKLOAD = dataclasses.replace(
-    toy.WORKLOAD, make_model=lambda seed: BatchNormNet(rngs=nnx.Rngs(seed))
-)
-
-
-def with_batch(act, workload=WORKLOAD):
-    """The workload; `act(index, batch)` sees each batch before it is used."""
-
-    def batch(seed, index):
-        drawn = workload.batch(seed, index)
-        return act(index, drawn) or drawn
-
-    return dataclasses.replace(workload, batch=batch)
-
-
-def interrupt_at(moment, workload=WORKLOAD):
-    def act(index, batch):
-        if index == moment:
-            raise Interrupted
-
-    return with_batch(act, workload)
-
-
 def not_a_number_at(moment):
     """The workload with one bad batch."""
 
     def act(index, batch):
         return {**batch, "y": batch["y"] * np.nan} if index == moment else None
 
-    return with_batch(act)
+    return toy.with_batch(act)
 
 
-def run(workload=WORKLOAD, out=None, tx=ADAMW, rates=(1e-3, 1.0), **more):
+def run(workload=toy.BATCH_NORM, out=None, tx=ADAMW, rates=(1e-3, 1.0), **more):
     """Trains; returns the result and all arrays of the model."""
     controller = controllers.autolrs(*rates, **{**SETTINGS, **more})
     model = workload.make_model(0)
@@ -87,11 +50,6 @@ def run(workload=WORKLOAD, out=None, tx=ADAMW, rates=(1e-3, 1.0), **more):
         **RUN,
     )
     return result, [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
-
-
-def log_of(folder, kind):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["kind"] == kind]
 
 
 def same(a, b):
@@ -111,7 +69,7 @@ def undisturbed(folder):
 
 
 def test_the_log_shows_the_search_and_what_it_costs(folder, undisturbed):
-    rows = log_of(folder, "search")
+    rows = toy.log_of(folder, "search")
     assert len(rows) == 8  # four trials in each of two stages
     assert [row["searched"] for row in rows] == [5, 10, 15, 20, 30, 40, 50, 60]
     assert {row["search_steps"] for row in rows} == {60}
@@ -120,7 +78,7 @@ def test_the_log_shows_the_search_and_what_it_costs(folder, undisturbed):
         (0, 20),
         (20, 40),
     ]
-    trained = log_of(folder, "train")
+    trained = toy.log_of(folder, "train")
     assert [row["step"] for row in trained] == list(range(60))
     for state in chosen:
         stage = trained[state["trained"] : state["trained"] + state["steps"]]
@@ -128,7 +86,7 @@ def test_the_log_shows_the_search_and_what_it_costs(folder, undisturbed):
         assert rates == {float(np.float32(state["rate"]))}
         best = min(zip(state["forecasts"], state["rates"], strict=True))
         assert best[1] == state["rate"]
-    steps = [row["step"] for row in log_of(folder, "eval")]
+    steps = [row["step"] for row in toy.log_of(folder, "eval")]
     assert steps == [10, 20, 30, 40, 50, 60]
     assert undisturbed[0].final_loss < undisturbed[0].evaluations[0][1]
 
@@ -139,18 +97,19 @@ def test_a_folder_changes_nothing(undisturbed):
 
 def test_every_batch_is_used_once_and_in_order():
     used = []
-    run(with_batch(lambda index, batch: used.append(index)))
+    run(toy.with_batch(lambda index, batch: used.append(index)))
     assert used == list(range(120))
 
 
 def test_trials_leave_no_trace_in_model_optimizer_and_statistics(folder, undisturbed):
     """The run equals one at the rates that were found, on the batches it trained on."""
-    rates = [row["learning_rate"] for row in log_of(folder, "train")]
+    rates = [row["learning_rate"] for row in toy.log_of(folder, "train")]
     spent = [20 if step < 20 else 60 for step in range(60)]
     plain = dataclasses.replace(
-        WORKLOAD, batch=lambda seed, step: WORKLOAD.batch(seed, step + spent[step])
+        toy.BATCH_NORM,
+        batch=lambda seed, step: toy.BATCH_NORM.batch(seed, step + spent[step]),
     )
-    model = WORKLOAD.make_model(0)
+    model = toy.BATCH_NORM.make_model(0)
     table = jnp.asarray(rates)
     tx = optimizers.adamw(lambda count: table[count])
     result = train.train(plain, tx, model=model, **RUN)
@@ -170,7 +129,7 @@ def test_one_compiled_step_serves_every_rate():
         traced.append(1)
         return toy.loss(model, batch)
 
-    result, _ = run(dataclasses.replace(WORKLOAD, loss=loss))
+    result, _ = run(dataclasses.replace(toy.BATCH_NORM, loss=loss))
     # Once for the step, once for the evaluation, at eight rates.
     assert len(traced) == 2
     assert result.compile_seconds > 0
@@ -203,23 +162,25 @@ def test_a_rate_follows_in_every_group():
 # In trials (0 to 19 and 40 to 79), at their ends, in training, at its ends.
 @pytest.mark.parametrize("moment", [0, 3, 19, 28, 40, 57, 80, 95, 119])
 def test_an_interrupted_run_ends_as_an_undisturbed_one(tmp_path, moment, undisturbed):
-    with pytest.raises(Interrupted):
-        run(interrupt_at(moment), tmp_path)
+    with pytest.raises(toy.Interrupted):
+        run(toy.interrupt_at(moment), tmp_path)
     known = (
-        len(log_of(tmp_path, "search")) if (tmp_path / "metrics.jsonl").exists() else 0
+        len(toy.log_of(tmp_path, "search"))
+        if (tmp_path / "metrics.jsonl").exists()
+        else 0
     )
     begun = []
-    result = run(with_batch(lambda index, batch: begun.append(index)), tmp_path)
+    result = run(toy.with_batch(lambda index, batch: begun.append(index)), tmp_path)
     assert same(result, undisturbed)
     if moment < 20:
         assert begun[0] == 5 * known  # No trial is run again.
     elif 40 <= moment < 80:
         assert begun[0] == 40 + 10 * (known - 4)
-    assert [row["searched"] for row in log_of(tmp_path, "search")][-1] == 60
+    assert [row["searched"] for row in toy.log_of(tmp_path, "search")][-1] == 60
 
 
 def test_a_finished_run_is_read_and_not_run_again(folder, undisturbed):
-    again = run(interrupt_at(0), folder)
+    again = run(toy.interrupt_at(0), folder)
     assert same(again, undisturbed)
     assert again[0].resumed_from == 60
 
@@ -230,8 +191,8 @@ def test_another_search_in_the_same_folder_is_refused(folder, undisturbed):
 
 
 def test_a_lost_search_is_said(tmp_path):
-    with pytest.raises(Interrupted):
-        run(interrupt_at(90), tmp_path)
+    with pytest.raises(toy.Interrupted):
+        run(toy.interrupt_at(90), tmp_path)
     (tmp_path / "metrics.jsonl").unlink()
     with pytest.raises(lab.LabError, match="lost the search that led to step"):
         run(out=tmp_path)
@@ -240,9 +201,9 @@ def test_a_lost_search_is_said(tmp_path):
 def test_rates_that_diverge_are_not_trained(tmp_path):
     result, _ = run(out=tmp_path, tx=SGD, rates=(1e-2, 1e30))
     assert math.isfinite(result.final_loss)
-    states = [row["state"] for row in log_of(tmp_path, "search")]
+    states = [row["state"] for row in toy.log_of(tmp_path, "search")]
     assert any(1e6 in state["forecasts"] for state in states)
-    assert max(row["learning_rate"] for row in log_of(tmp_path, "train")) < 1e10
+    assert max(row["learning_rate"] for row in toy.log_of(tmp_path, "train")) < 1e10
 
 
 def test_if_all_rates_diverge_the_run_says_so(tmp_path):
@@ -270,30 +231,32 @@ def retrained(tmp_path_factory):
 
 def test_a_stage_that_diverges_is_trained_at_the_next_best_rate(retrained):
     out, whole = retrained
-    states = [row["state"] for row in log_of(out, "search")]
+    states = [row["state"] for row in toy.log_of(out, "search")]
     assert len(states) == 9
     before, after = states[-2:]
     assert sorted(before["forecasts"])[1] == min(after["forecasts"])
     assert before["rate"] != after["rate"]
     assert (after["searched"], after["trained"]) == (100, 20)
-    assert [row["step"] for row in log_of(out, "train")] == [*range(60)]
+    assert [row["step"] for row in toy.log_of(out, "train")] == [*range(60)]
     assert np.isfinite(whole[0].train_losses).all()
     assert same(run(BAD), whole)
 
 
 @pytest.mark.parametrize("moment", [95, 135])
 def test_such_a_run_may_be_interrupted(tmp_path, moment, retrained):
-    with pytest.raises(Interrupted):
-        run(interrupt_at(moment, BAD), tmp_path)
+    with pytest.raises(toy.Interrupted):
+        run(toy.interrupt_at(moment, BAD), tmp_path)
     assert same(run(BAD, tmp_path), retrained[1])
 
 
 def test_what_does_not_fit_is_refused():
     controller = controllers.autolrs(1e-3, 1.0, **SETTINGS)
     with pytest.raises(lab.LabError, match="plans 60 steps, the run has 61"):
-        train.train(WORKLOAD, ADAMW, controller=controller, **{**RUN, "steps": 61})
+        train.train(
+            toy.BATCH_NORM, ADAMW, controller=controller, **{**RUN, "steps": 61}
+        )
     with pytest.raises(lab.LabError, match=r"search\.steerable"):
-        train.train(WORKLOAD, optimizers.adamw(0.1), controller=controller, **RUN)
+        train.train(toy.BATCH_NORM, optimizers.adamw(0.1), controller=controller, **RUN)
 
 
 def test_digits_are_learned_far_better_than_at_the_worst_rates(capsys, tmp_path):
@@ -304,7 +267,7 @@ def test_digits_are_learned_far_better_than_at_the_worst_rates(capsys, tmp_path)
     said = capsys.readouterr()
     assert "80 steps trained, 80 of search beside them" in said.out
     assert "optlab: from step 0 on 80 steps at rate" in said.err
-    loss = log_of(tmp_path, "eval")[-1]["loss"]
+    loss = toy.log_of(tmp_path, "eval")[-1]["loss"]
     workload = workloads.get("digits")
     for rate in (1e-5, 1.0):  # With the updates of the search: 160.
         worst = train.train(workload, optimizers.adamw(rate), steps=160, measure=False)
@@ -384,7 +347,7 @@ def test_a_killed_search_goes_on_to_the_same_end(tmp_path):
     assert start(tmp_path / "cut").wait() == 0
     for kind, key in itertools.product(("train", "eval", "search"), ("loss", "state")):
         whole, cut = (
-            [row.get(key) for row in log_of(tmp_path / name, kind)]
+            [row.get(key) for row in toy.log_of(tmp_path / name, kind)]
             for name in ("whole", "cut")
         )
         assert whole == cut

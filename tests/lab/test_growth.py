@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -31,52 +30,18 @@ ADAMW = search.steerable(optimizers.adamw, 0.1)
 SCHEDULE = schedules.linear(0.05, total_steps=60)
 
 
-class Interrupted(Exception):
-    pass
-
-
-class BatchNormNet(toy.Net):
-    def __init__(self, *, rngs):
-        super().__init__(rngs=rngs)
-        self.norm = nnx.BatchNorm(toy.WIDTH, rngs=rngs)
-
-    def __call__(self, x):
-        return self.down(nnx.tanh(self.norm(self.up(x))))
-
-
-WORKLOAD = dataclasses.replace(
-    toy.WORKLOAD, make_model=lambda seed: BatchNormNet(rngs=nnx.Rngs(seed))
-)
-
-
-def interrupt_at(moment):
-    """The workload; the batch of this number ends the run."""
-
-    def batch(seed, index):
-        if index == moment:
-            raise Interrupted
-        return WORKLOAD.batch(seed, index)
-
-    return dataclasses.replace(WORKLOAD, batch=batch)
-
-
 def growing(**more):
     controller = controllers.batch_size(8, **{**SETTINGS, "threshold": 0.4, **more})
     return growth.Growth(controller, SCHEDULE)
 
 
-def run(workload=WORKLOAD, out=None, how=None, tx=ADAMW, **more):
+def run(workload=toy.BATCH_NORM, out=None, how=None, tx=ADAMW, **more):
     """Trains; returns the result and all arrays of the model."""
     model = workload.make_model(0)
     how = growing() if how is None else how
     more = {**RUN, "progress": False, **more}
     result = train.train(workload, tx, out=out, model=model, growing=how, **more)
     return result, [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
-
-
-def log_of(folder, kind):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["kind"] == kind]
 
 
 def same(a, b):
@@ -101,7 +66,7 @@ def undisturbed(folder):
 
 
 def test_the_log_shows_how_batches_grow_and_rates_follow(folder, undisturbed):
-    rows = log_of(folder, "train")
+    rows = toy.log_of(folder, "train")
     sizes = [row["batch_size"] for row in rows]
     steps = [row["step"] for row in rows]
     assert sizes[:3] == [8] * 3 and max(sizes) > 8
@@ -126,7 +91,7 @@ def test_the_log_shows_how_batches_grow_and_rates_follow(folder, undisturbed):
 def test_the_controller_saw_what_the_log_has(folder, undisturbed):
     controller = growing(lr_scaling="sqrt").controller
     now = controller.init()
-    for row in log_of(folder, "train")[:-1]:
+    for row in toy.log_of(folder, "train")[:-1]:
         assert row["batch_size"] == now.batch_size
         now = controller.step(now, row["squared_norm"], row["variance"])
 
@@ -153,9 +118,9 @@ def test_one_program_serves_every_batch_size(test, tmp_path):
         traced.append(1)
         return toy.loss(model, batch)
 
-    workload = dataclasses.replace(WORKLOAD, loss=loss)
+    workload = dataclasses.replace(toy.BATCH_NORM, loss=loss)
     run(workload, tmp_path, growing(test=test, threshold=0.1, nu=0.1, test_every=1))
-    rows = log_of(tmp_path, "train")
+    rows = toy.log_of(tmp_path, "train")
     assert {row["batch_size"] for row in rows} >= {8, 16, 32}
     # The gradient, the evaluation and, where it is needed, the slope along the mean.
     assert len(traced) == (2 if test == "norm" else 3)
@@ -168,16 +133,16 @@ def test_one_program_serves_every_batch_size(test, tmp_path):
 @pytest.mark.parametrize("moment", [0, 5, 14])
 def test_an_interrupted_run_ends_as_an_undisturbed_one(tmp_path, moment, undisturbed):
     how = growing(lr_scaling="sqrt")
-    with pytest.raises(Interrupted):
-        run(interrupt_at(moment), tmp_path, how)
+    with pytest.raises(toy.Interrupted):
+        run(toy.interrupt_at(moment), tmp_path, how)
     assert same(run(out=tmp_path, how=how), undisturbed)
     again = run(out=tmp_path, how=how)
     assert same(again, undisturbed) and again[0].resumed_from == 60
 
 
 def test_a_lost_log_and_another_run_are_said(tmp_path):
-    with pytest.raises(Interrupted):
-        run(interrupt_at(9), tmp_path)
+    with pytest.raises(toy.Interrupted):
+        run(toy.interrupt_at(9), tmp_path)
     with pytest.raises(lab.LabError, match="holds another run"):
         run(out=tmp_path, how=growing(debias=False))
     (tmp_path / "metrics.jsonl").unlink()
@@ -218,7 +183,7 @@ def test_the_command_trains_with_growing_batches(capsys, tmp_path):
     said = capsys.readouterr().out
     assert "batch size norm:initial=8,max_batch_size=64,microbatch_size=4" in said
     assert "updates on 240 examples, in batches of 8 to" in said
-    rows = log_of(tmp_path, "train")
+    rows = toy.log_of(tmp_path, "train")
     assert rows[0]["learning_rate"] == 0  # The schedule has a warm-up.
     assert max(row["learning_rate"] for row in rows) > 0.1  # at larger batches
 

@@ -1,5 +1,8 @@
 """A workload that compiles in no time: a two-layer net learns a fixed function."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,3 +52,47 @@ def same_bits(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
     return [(x.dtype, x.shape, x.tobytes()) for x in a] == [
         (y.dtype, y.shape, y.tobytes()) for y in b
     ]
+
+
+class Interrupted(Exception):
+    pass
+
+
+class BatchNormNet(Net):
+    def __init__(self, *, rngs: nnx.Rngs):
+        super().__init__(rngs=rngs)
+        self.norm = nnx.BatchNorm(WIDTH, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(nnx.tanh(self.norm(self.up(x))))
+
+
+BATCH_NORM = dataclasses.replace(
+    WORKLOAD, make_model=lambda seed: BatchNormNet(rngs=nnx.Rngs(seed))
+)
+
+
+def with_batch(act, workload=BATCH_NORM):
+    """The workload; `act(index, batch)` sees each batch before it is used."""
+
+    def batch(seed, index):
+        drawn = workload.batch(seed, index)
+        return act(index, drawn) or drawn
+
+    return dataclasses.replace(workload, batch=batch)
+
+
+def interrupt_at(moment, workload=BATCH_NORM):
+    """The workload; the batch of this number ends the run."""
+
+    def act(index, batch):
+        if index == moment:
+            raise Interrupted
+
+    return with_batch(act, workload)
+
+
+def log_of(folder, kind):
+    """Returns the rows of one kind in the log of a run."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == kind]

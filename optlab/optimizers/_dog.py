@@ -286,15 +286,19 @@ def _over_gradients(
         links.require_nonnegative(who, gamma=gamma)
     link = links.scale_by_learning_rate(learning_rate)
 
+    # One program: sums over devices that are started one by one may block each other.
+    @jax.jit
+    def first_lengths(zeros: Any) -> tuple[jax.Array, ...]:
+        return tuple(map(links.settled, _lengths(zeros, views)))
+
     def init(params: optax.Params) -> DogState:
         zeros = [optax.tree.zeros_like(links.widen(params)) for _ in range(2)]
         one = _distance.numbers(2)
         distance, gradients = ((x,) for x in one)
         if views is not None:
             # An array in place of none: Optax asks so what is not shaped like
-            # parameters. One program, as sums over devices block each other else.
-            lengths = jax.jit(lambda x: tuple(map(links.settled, _lengths(x, views))))
-            layers = [lengths(tree) for tree in zeros]
+            # parameters.
+            layers = [first_lengths(tree) for tree in zeros]
             distance, gradients = (x or y for x, y in zip(layers, one, strict=True))
         displacement, average = zeros[0], None if gamma is None else zeros[1]
         count, rate = jnp.zeros((), jnp.int32), link.init(params)

@@ -296,8 +296,7 @@ def _over_gradients(
         one = _distance.numbers(2)
         distance, gradients = ((x,) for x in one)
         if views is not None:
-            # An array in place of none: Optax asks so what is not shaped like
-            # parameters.
+            # An array, not none: Optax asks so what is not shaped like parameters.
             layers = [first_lengths(tree) for tree in zeros]
             distance, gradients = (x or y for x, y in zip(layers, one, strict=True))
         displacement, average = zeros[0], None if gamma is None else zeros[1]
